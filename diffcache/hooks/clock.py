@@ -1,0 +1,289 @@
+"""Where a trajectory is: step, number of steps, noise level. Taken from the sampler, never from counting calls."""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Callable
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TAPPED = ("set_timesteps", "step")
+
+
+class Clock:
+    """Time of one pipeline (or bare denoiser), shared by its experts.
+
+    A trajectory begins when the sampler gets ``set_timesteps``, when :meth:`begin` is called, or when the timestep
+    jumps back; it ends after its last step. A step ends when the sampler's ``step`` returns; where no sampler is
+    known, when the denoiser receives another timestep.
+
+    Attributes:
+        trajectory: number of trajectories begun; a change means that nothing earlier may be used.
+        total: number of steps, None while unknown.
+        step: 0-based index of the current step.
+    """
+
+    def __init__(self, owner: Any = None) -> None:
+        self._owner = weakref.ref(owner) if owner is not None else None
+        self._taps: list[_Tap] = []
+        self._listeners: list[Callable[[], None]] = []
+        self.trajectory = 0
+        self._active: Any = None
+        self._leave()
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    def listen(self, on_end: Callable[[], None]) -> None:
+        """Call ``on_end`` when a trajectory ends, also where another one begins before its time."""
+        self._listeners.append(on_end)
+
+    def watch(self, scheduler: Any) -> None:
+        """Tap ``set_timesteps`` and ``step`` of this scheduler instance (a copy made later carries its own taps)."""
+        self.unwatch()
+        if scheduler is not None and all(hasattr(scheduler, name) for name in _TAPPED):
+            self._taps = [_Tap(scheduler, name, self) for name in _TAPPED]
+            for tap in self._taps:
+                tap.install()
+
+    def unwatch(self) -> None:
+        """Remove the taps; the scheduler is as it was."""
+        for tap in self._taps:
+            tap.remove()
+        self._taps = []
+
+    def close(self) -> None:
+        """Detach for good."""
+        self.end()
+        self.unwatch()
+        self._listeners.clear()
+
+    # -- a trajectory ----------------------------------------------------------------------------------------------
+
+    def begin(self, total: int | None, scheduler: Any = None) -> None:
+        """A new trajectory of ``total`` steps; ``scheduler`` gives the noise levels and drives the steps."""
+        self.end()
+        self.trajectory += 1
+        self.total = total
+        self._scheduler = scheduler
+        self._open = True
+
+    def end(self) -> None:
+        """The trajectory is over: listeners free what they hold."""
+        if self._open:
+            self._leave()
+            for listener in self._listeners:
+                listener()
+
+    def _leave(self) -> None:
+        self._open = False
+        self.total: int | None = None
+        self.step = 0
+        self._scheduler: Any = None
+        self._leader: int | None = None
+        self._started = False
+        self._direction = 0.0
+        self._seen: float | None = None
+        self._levels: list[float] | None = None
+        self._offset = 0
+
+    def enter(self, expert: Any) -> None:
+        """``expert`` runs from here on; the one before it leaves its segment (``expert.leave()``)."""
+        if self._active is not None and self._active is not expert:
+            self._active.leave()
+        self._active = expert
+
+    def advance(self, scheduler: Any = None) -> None:
+        """The sampler took a step. Of several schedulers that step in turn only the first one counts."""
+        if not self._started:
+            return  # a step before any denoiser call belongs to nobody
+        if scheduler is not None:
+            self._leader = self._leader or id(scheduler)
+            if self._leader != id(scheduler):
+                return
+        self.step += 1
+        if self.total is not None and self.step >= self.total:
+            self.end()
+
+    def locate(self, timestep: Any) -> int:
+        """Step index for a denoiser call that received ``timestep``; begins a trajectory where none is open."""
+        self._follow_owner()
+        value = host_value(timestep)
+        if not self._open or self._jumped_back(value):
+            self.begin(None)
+        if not self._started:
+            self._start(timestep, value)
+        elif self._scheduler is None:
+            self._advance_by_value(value if value is not None else host_value(timestep, sync=True))
+        if value is not None:
+            self._seen = value
+        return self.step
+
+    def repeated(self, timestep: Any) -> bool:
+        """One branch was called twice in this step: True (and a step further) if the timestep shows a new step."""
+        value = host_value(timestep, sync=True)
+        before, self._seen = self._seen, value
+        if before is None or value == before:
+            return False
+        self._scheduler_silent()
+        return True
+
+    def _scheduler_silent(self) -> None:
+        # The sampler that steps is not the one that we watch (a copy without taps): let the timestep drive.
+        self._scheduler = None
+        self.step += 1
+
+    def _follow_owner(self) -> None:
+        """The user may have put another scheduler into the pipeline since we attached."""
+        owner = self._owner() if self._owner is not None else None
+        current = getattr(owner, "scheduler", None)
+        if owner is not None and self._taps and current is not self._taps[0].scheduler:
+            self.watch(current)
+            if getattr(current, "timesteps", None) is not None:
+                self.begin(len(current.timesteps), current)
+
+    def _start(self, timestep: Any, value: float | None) -> None:
+        self._started = True
+        if self._scheduler is None:
+            return
+        first = getattr(self._scheduler, "begin_index", None)
+        if first is None:
+            # Late start (img2img) without a begin index: one host read a trajectory, at its first computed step.
+            value = value if value is not None else host_value(timestep, sync=True)
+            first = _index_of(value, self._scheduler.timesteps)
+        self._offset = int(first)
+        if self.total is not None:
+            self.total = max(self.total - self._offset, 1)
+
+    def _jumped_back(self, value: float | None) -> bool:
+        if value is None or self._seen is None or value == self._seen:
+            return False
+        direction = math.copysign(1.0, value - self._seen)
+        if self._direction == 0.0:
+            self._direction = direction
+        return direction != self._direction
+
+    def _advance_by_value(self, value: float | None) -> None:
+        if value is None or (self._seen is not None and value != self._seen):
+            self.step += 1
+            if self.total is not None and self.step >= self.total:
+                # More steps than announced: the plan no longer fits, compute the rest.
+                self.total = None
+        self._seen = value
+
+    # -- axes ------------------------------------------------------------------------------------------------------
+
+    def has_levels(self) -> bool:
+        """Whether sigmas are known, so that the axes other than ``index`` can be used."""
+        return bool(self._noise_levels())
+
+    def time(self, axis: str, step: int) -> float:
+        """Time of ``step`` on an axis that increases along the trajectory: ``index``, ``sigma`` or ``logsnr``."""
+        levels = self._noise_levels() if axis != "index" else []
+        if not levels:
+            return float(step)
+        level = levels[min(step + self._offset, len(levels) - 1)]
+        return -level if axis == "sigma" else _log_snr(level, flow=max(levels) <= 1.0 + 1e-6)
+
+    def _noise_levels(self) -> list[float]:
+        if self._levels is None:
+            self._levels = noise_levels(self._scheduler) if self._scheduler is not None else []
+        return self._levels
+
+    def first_below(self, boundary: float) -> int | None:
+        """First step whose timestep is below ``boundary`` (where a two-expert pipeline switches), if known."""
+        if self._scheduler is None or self.total is None:
+            return None
+        steps = self._scheduler.timesteps.tolist()[self._offset :]
+        return next((i for i, t in enumerate(steps) if t < boundary), len(steps))
+
+
+class _Tap:
+    """One method of one scheduler instance, wrapped so that the clock hears of each call."""
+
+    def __init__(self, scheduler: Any, name: str, clock: Clock) -> None:
+        self.scheduler, self.name, self.clock = scheduler, name, clock
+        self.method = getattr(scheduler, name)
+        functools.update_wrapper(self, self.method)  # `inspect.signature` still shows the real one
+
+    def install(self) -> None:
+        self._had = self.scheduler.__dict__.get(self.name)
+        self.scheduler.__dict__[self.name] = self
+
+    def remove(self) -> None:
+        if self.scheduler.__dict__.get(self.name) is not self:
+            return
+        del self.scheduler.__dict__[self.name]
+        if self._had is not None:
+            self.scheduler.__dict__[self.name] = self._had
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.method(*args, **kwargs)
+        if self.name == "set_timesteps":
+            self.clock.begin(len(self.scheduler.timesteps), self.scheduler)
+        else:
+            self.clock.advance(self.scheduler)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A pipeline that copies its scheduler gets a working one: the method of the copy, heard by the same clock."""
+        copied = memo.get(id(self.scheduler))
+        if copied is None:
+            return self
+        tap = _Tap.__new__(_Tap)
+        tap.scheduler, tap.name, tap.clock, tap._had = copied, self.name, self.clock, None
+        tap.method = getattr(type(copied), self.name).__get__(copied)
+        functools.update_wrapper(tap, tap.method)
+        return tap
+
+
+def host_value(timestep: Any, sync: bool = False) -> float | None:
+    """The timestep as a number, where that costs no device synchronisation (or where one is allowed).
+
+    A tensor of timesteps (one a sample, frame or token) stands for its largest entry.
+    """
+    if isinstance(timestep, Number):
+        return float(timestep)
+    if not isinstance(timestep, Tensor) or timestep.numel() == 0:
+        return None
+    if timestep.device.type != "cpu":
+        return float(timestep.max()) if sync else None
+    known = timestep.detach()
+    # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
+    array = (known.float() if known.dtype in (torch.bfloat16, torch.float16) else known).numpy()
+    return float(array.flat[0]) if array.size == 1 or array.strides == (0,) else float(array.max())
+
+
+def _index_of(value: float | None, timesteps: Any) -> int:
+    """Position of ``value`` in the sampler's list; models that take t/1000 are found as well. 0 if not there."""
+    if value is None:
+        return 0
+    known = [float(t) for t in timesteps.tolist()]
+    for scale in (1.0, 1e-3):
+        for i, t in enumerate(known):
+            if abs(t * scale - value) <= 1e-3 * max(abs(value), 1e-6):
+                return i
+    return 0
+
+
+def noise_levels(scheduler: Any) -> list[float]:
+    """Sigma of each step on the host: the scheduler's own, or from ``alphas_cumprod``; empty if it has neither."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, Tensor) and sigmas.numel() >= len(scheduler.timesteps):
+        return [float(s) for s in sigmas.tolist()]
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas, Tensor):
+        return []
+    alpha = alphas.cpu()[scheduler.timesteps.cpu().long()].double()
+    return [float(s) for s in ((1 - alpha) / alpha).sqrt().tolist()]
+
+
+def _log_snr(sigma: float, flow: bool) -> float:
+    if not flow:
+        return -2.0 * math.log(max(sigma, 1e-3))
+    clipped = min(max(sigma, 1e-3), 1.0 - 1e-3)
+    return 2.0 * math.log((1.0 - clipped) / clipped)

@@ -1,0 +1,63 @@
+"""Which branch a denoiser call belongs to: its label, or the identity of its conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import Tensor
+
+
+class BranchLabel(StateManager):
+    """Hears the name that a pipeline gives a call with ``model.cache_context(name)``; ``name`` is None outside."""
+
+    def __init__(self) -> None:
+        super().__init__(BaseState)
+        self.name: str | None = None
+
+    def set_context(self, context: Any) -> None:
+        # A string in older diffusers, an object with a name in newer ones.
+        self.name = getattr(context, "name", context)
+
+
+class Conditioning:
+    """The conditioning tensors of one call, comparable without touching the device in the usual case.
+
+    Holds references, so that an address cannot be reused by another tensor while we remember it.
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self.tensors = [t for value in values for t in _tensors(value)]
+        self.versions = [_version(t) for t in self.tensors]
+
+    def same_objects(self, other: Conditioning) -> bool:
+        """Same storage, shape and version: no value is read."""
+        return len(self.tensors) == len(other.tensors) and self.versions == other.versions and all(
+            a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
+            for a, b in zip(self.tensors, other.tensors, strict=True)
+        )
+
+    def same_content(self, other: Conditioning) -> bool:
+        """Same shapes and values: reads the device. For pipelines that build the conditioning anew each step."""
+        return len(self.tensors) == len(other.tensors) and all(
+            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+            for a, b in zip(self.tensors, other.tensors, strict=True)
+        )
+
+    def adopt(self, other: Conditioning) -> None:
+        """Remember the newest objects that carry this content."""
+        self.tensors, self.versions = other.tensors, other.versions
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for part in value for t in _tensors(part)]
+    return []
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

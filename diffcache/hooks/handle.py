@@ -1,0 +1,114 @@
+"""What stays in the user's hands: stats, reset, restore."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import Any
+
+from torch import nn
+
+from ..errors import NothingSkippedWarning
+from .anatomy import Anatomy
+from .clock import Clock
+from .denoiser import DenoiserHook
+from .recipe import Recipe
+from .stats import Stats
+
+ATTRIBUTE = "diffcache"
+_KEPT = 256
+
+
+class Handle:
+    """One method on one pipeline or denoiser. Reached as ``pipe.diffcache`` or ``model.diffcache``.
+
+    Args:
+        owner: the pipeline, or the bare denoiser.
+        denoisers: component name -> (denoiser, its anatomy), experts in order.
+        recipe: the method.
+        boundary: timestep below which a second expert takes over, if there is one.
+    """
+
+    def __init__(
+        self, owner: Any, denoisers: dict[str, tuple[nn.Module, Anatomy]], recipe: Recipe, boundary: float | None
+    ) -> None:
+        self.owner = owner
+        self.recipe = recipe
+        self.clock = Clock(owner)
+        self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {
+            name: (model, DenoiserHook(name, model, anatomy, recipe, self.clock, boundary))
+            for name, (model, anatomy) in denoisers.items()
+        }
+        self.reset()
+
+    # -- public ----------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        """The method's typed configuration."""
+        return self.recipe.config
+
+    def stats(self) -> Stats:
+        """The current trajectory, or the last one."""
+        segments = [s for _, hook in self._active() for s in hook.stats()]
+        if not segments and self.trajectories:
+            return self.trajectories[-1]
+        steps = self.clock.total or max((len(s.decisions) for s in segments), default=0)
+        return Stats(self.recipe.name, steps, segments, len(self.trajectories) + bool(segments), self._reason)
+
+    def reset(self) -> None:
+        """End the current trajectory, free its memory, forget all numbers."""
+        self.clock.end()
+        for _, hook in self.hooks.values():
+            hook.closed = []
+        self.trajectories: deque[Stats] = deque(maxlen=_KEPT)
+        self._reason: str | None = None
+        self._warned = False
+
+    def restore(self) -> None:
+        """Take everything off; the owner is as it was before."""
+        self.clock.close()
+        for model, hook in self.hooks.values():
+            hook.uninstall(model)
+            model.__dict__.pop(ATTRIBUTE, None)
+        self.owner.__dict__.pop(ATTRIBUTE, None)
+
+    # -- lifetime --------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put the hooks on. If one of them fails, none stays."""
+        try:
+            for model, hook in self.hooks.values():
+                hook.install(model)
+                self.clock.listen(hook.leave)
+                model.__dict__[ATTRIBUTE] = self
+            self.clock.listen(self._finish)
+            self.clock.watch(getattr(self.owner, "scheduler", None))
+            self.owner.__dict__[ATTRIBUTE] = self
+        except BaseException:
+            self.restore()
+            raise
+
+    def _active(self) -> list[tuple[nn.Module, DenoiserHook]]:
+        return [pair for pair in self.hooks.values() if pair[1].in_trajectory]
+
+    def _finish(self) -> None:
+        active = self._active()
+        segments = [s for _, hook in active for s in hook.stats()]
+        if not segments:
+            return
+        reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
+        idle = all(s.predicted + s.partial == 0 for s in segments)
+        self._reason = reasons[0] if idle and reasons and self._may_skip else None
+        steps = sum(len(s.decisions) for s in segments if s.branch == segments[0].branch)
+        count = self.trajectories[-1].trajectories + 1 if self.trajectories else 1
+        self.trajectories.append(Stats(self.recipe.name, steps, segments, count, self._reason))
+        for _, hook in active:
+            hook.closed = []
+        if self._reason and not self._warned:
+            self._warned = True
+            warnings.warn(f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2)
+
+    @property
+    def _may_skip(self) -> bool:
+        return getattr(self.config, "max_skip", 0) > 0

@@ -1,0 +1,52 @@
+"""A denoiser's return value as a list of tensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Template:
+    """The shape of a return value: a tensor, a tuple or list (nested), or a diffusers output class."""
+
+    kind: type
+    fields: tuple[tuple[Any, Template | None], ...] = ()
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        """The same structure around other tensors."""
+        return self._build(iter(tensors))
+
+    def _build(self, tensors: Any) -> Any:
+        if self.kind is Tensor:
+            return next(tensors)
+        filled = [(name, None if part is None else part._build(tensors)) for name, part in self.fields]
+        if self.kind in (tuple, list):
+            return self.kind(value for _, value in filled)
+        return self.kind(**dict(filled))
+
+
+def flatten(output: Any) -> tuple[list[Tensor], Template]:
+    """The tensors of a return value in order, and its template.
+
+    Raises:
+        TypeError: something in it is neither a tensor nor a container of tensors.
+    """
+    tensors: list[Tensor] = []
+    return tensors, _template(output, tensors)
+
+
+def _template(output: Any, tensors: list[Tensor]) -> Template | None:
+    if output is None:
+        return None
+    if isinstance(output, Tensor):
+        tensors.append(output)
+        return Template(Tensor)
+    if type(output) in (tuple, list):
+        return Template(type(output), tuple((i, _template(part, tensors)) for i, part in enumerate(output)))
+    if isinstance(output, dict):  # diffusers' BaseOutput is an ordered dict
+        return Template(type(output), tuple((name, _template(part, tensors)) for name, part in output.items()))
+    raise TypeError(f"cannot cache a denoiser output of type {type(output).__name__}")

@@ -1,0 +1,45 @@
+"""A method, ready to run: what is cached, when, and with what it is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..predictors import Fit, Horizon, Moments, Predictor
+from ..schedules import Schedule
+
+#: (fit, moments of each modality, coming horizons with a leading axis) -> drift of each horizon, shape [n]
+Drift = Callable[[Fit, Sequence[Moments], Horizon], Tensor]
+
+SITES = ("output", "body")
+AXES = ("index", "sigma", "logsnr")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """method = site x schedule x predictor.
+
+    Attributes:
+        name: the method's name, for stats.
+        config: the typed configuration that it was built from.
+        site: ``output`` (the denoiser's return value) or ``body`` (the residual over all blocks).
+        schedule: makes the schedule of one segment.
+        predictor: from stored values to a value for now.
+        drift: signal for schedules that plan by drift.
+        axis: time axis of the predictor: step ``index``, ``sigma`` or ``logsnr``.
+        limit: longest run that a predictor blends over.
+        modalities: channel widths of stacked modalities; empty for one.
+    """
+
+    name: str
+    config: Any
+    site: str
+    schedule: Callable[[], Schedule]
+    predictor: Predictor
+    drift: Drift | None = None
+    axis: str = "index"
+    limit: int = 1
+    modalities: tuple[int, ...] = ()

@@ -1,0 +1,155 @@
+"""One expert's part of one trajectory: a schedule, its branches, and the decision that they share each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..predictors import TokenLayout
+from .branch import Branch
+from .conditioning import Conditioning
+from .recipe import Recipe
+from .stats import FULL, PREDICTED, SegmentStats
+
+_MOST_BRANCHES = 8
+
+
+class Segment:
+    """Decides each step once for all branches; every branch keeps its own history.
+
+    Args:
+        recipe: the method.
+        start: step of the trajectory at which the segment begins.
+        total: number of steps of the segment, None while unknown.
+        time: trajectory step -> time on the recipe's axis.
+    """
+
+    def __init__(self, recipe: Recipe, start: int, total: int | None, time: Callable[[int], float]) -> None:
+        self.recipe, self.start, self.total = recipe, start, total
+        self.time = lambda step: time(step + start)
+        self.schedule = recipe.schedule()
+        self.schedule.start(total)
+        self.branches: dict[Any, Branch] = {}
+        self.weights: Any = None
+        self.deciding = -1
+        self.compute = True
+        self._alarms: dict[int, str] = {}
+
+    # -- branches --------------------------------------------------------------------------------------------------
+
+    def branch(
+        self, label: str | None, conditioning: Conditioning, layouts: Callable[[], Sequence[TokenLayout]], step: int
+    ) -> Branch:
+        """The branch of a call; a new one if the label or the conditioning has not been seen in this segment."""
+        if label is not None:
+            found = self.branches.get(label)
+            if found is not None and not _matches(found, conditioning):
+                found.forget()
+                found.conditioning.adopt(conditioning)
+                found.fall_back(step, "conditioning changed")
+            return found or self._open(label, label, conditioning, layouts)
+        for found in self.branches.values():
+            if found.conditioning.same_objects(conditioning):
+                return found
+        for found in self.branches.values():
+            if found.conditioning.same_content(conditioning):
+                found.conditioning.adopt(conditioning)
+                return found
+        name = "all" if not self.branches else f"branch {len(self.branches)}"
+        return self._open((len(self.branches), name), name, conditioning, layouts)
+
+    def _open(self, key: Any, name: str, conditioning: Conditioning, layouts: Callable[[], Any]) -> Branch:
+        if len(self.branches) >= _MOST_BRANCHES:
+            # Conditioning that never repeats: hold no history for it.
+            next(iter(self.branches.values())).forget()
+        self.branches[key] = Branch(name, conditioning, self.recipe, layouts())
+        return self.branches[key]
+
+    # -- decisions -------------------------------------------------------------------------------------------------
+
+    def decide(self, step: int, weights: Any) -> bool:
+        """Whether ``step`` is computed. Reads the device at most once, and only after a computed step."""
+        if step != self.deciding:
+            self._read_plans()
+            changed = self.deciding >= 0 and weights != self.weights
+            if changed:
+                self._forget_all(step, "weights or adapters changed")
+            self.deciding, self.weights = step, weights
+            self.compute = changed or self.schedule.wants_compute(step)
+            if self.compute:
+                self.schedule.computed(step)
+        return self.compute
+
+    def _forget_all(self, step: int, reason: str) -> None:
+        for branch in self.branches.values():
+            branch.forget()
+            branch.fall_back(step, reason)
+
+    def _read_plans(self) -> None:
+        waiting = [branch for branch in self.branches.values() if branch.pending is not None]
+        if not waiting:
+            return
+        numbers = torch.cat([branch.pending for branch in waiting]).tolist()  # the one host read of a computed step
+        for branch in waiting:
+            count = branch.pending.numel()
+            self._apply(branch, numbers[:count])
+            numbers, branch.pending = numbers[count:], None
+
+    def _apply(self, branch: Branch, numbers: Sequence[float]) -> None:
+        count = (len(numbers) - 1) // 2
+        drift, alarm, error = numbers[:count], numbers[count : 2 * count], numbers[-1]
+        self.schedule.plan(drift, error)
+        bad = next((k for k, flag in enumerate(alarm) if flag), None)
+        if bad is None:
+            return
+        due = self.schedule.last + bad + 1
+        if not self.schedule.wants_compute(due):
+            branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
+        self.schedule.limit(bad)
+
+    def ahead(self, step: int) -> list[float]:
+        """Times of the steps after a computed ``step`` that may be predicted."""
+        if self.total is None:
+            return []
+        return [self.time(step + k) for k in range(1, self.schedule.reach(step) + 1)]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything will ever be predicted here, so that storing outputs has a purpose."""
+        return self.total is not None and self.schedule.max_skip > 0
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the memory; stats stay."""
+        for branch in self.branches.values():
+            branch.forget()
+
+    def stats(self, expert: str, share: float) -> list[SegmentStats]:
+        return [branch.stats(expert, share) for branch in self.branches.values()]
+
+    @property
+    def idle_reason(self) -> str | None:
+        """Why nothing was predicted, if steps were computed and nothing was."""
+        letters = "".join(letter for branch in self.branches.values() for letter in branch.decisions)
+        if PREDICTED in letters or FULL not in letters:
+            return None
+        if self.total is None:
+            return "the number of steps is unknown: wrap the loop in denoising(model, num_inference_steps=N)"
+        reasons = [f.reason for branch in self.branches.values() for f in branch.fallbacks]
+        if reasons:
+            return reasons[-1]
+        if self.schedule.warmup + self.schedule.cooldown >= self.total:
+            return f"steps ({self.total}) <= warmup ({self.schedule.warmup}) + cooldown ({self.schedule.cooldown})"
+        return "the schedule computed every step: its threshold or interval never allowed a prediction"
+
+
+def _matches(branch: Branch, conditioning: Conditioning) -> bool:
+    if branch.conditioning.same_objects(conditioning):
+        return True
+    if branch.conditioning.same_content(conditioning):
+        branch.conditioning.adopt(conditioning)
+        return True
+    return False

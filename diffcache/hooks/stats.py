@@ -1,0 +1,125 @@
+"""What happened in a trajectory, as numbers and as text."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+FULL, PARTIAL, PREDICTED, ABSENT = "F", "p", "c", "-"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A step that was computed although the schedule would have predicted it, and why."""
+
+    step: int
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class SegmentStats:
+    """One expert and one branch of a trajectory.
+
+    Attributes:
+        decisions: one letter a step: F computed, p partial, c predicted, - the branch was not called.
+        block_share, token_share: computed share of block calls and of tokens, in [0, 1].
+        compute_seconds, predict_seconds: measured inside the denoiser call.
+        cached_bytes: most memory held for reuse at any time.
+    """
+
+    expert: str
+    branch: str
+    decisions: str
+    computed: int
+    predicted: int
+    partial: int
+    block_share: float
+    token_share: float
+    compute_seconds: float
+    predict_seconds: float
+    cached_bytes: int
+    fallbacks: list[Fallback] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The last (or current) trajectory. ``print`` it, or take ``to_dict()`` for JSON.
+
+    Attributes:
+        trajectories: trajectories seen since the last reset.
+        denoiser_seconds: time inside denoiser calls, over all segments.
+    """
+
+    method: str
+    steps: int
+    segments: list[SegmentStats]
+    trajectories: int = 0
+    reason: str | None = None
+
+    @property
+    def denoiser_seconds(self) -> float:
+        return sum(s.compute_seconds + s.predict_seconds for s in self.segments)
+
+    @property
+    def saving(self) -> float:
+        """How many times fewer block calls than without a cache."""
+        calls = sum(s.computed + s.predicted + s.partial for s in self.segments)
+        done = sum(s.block_share * (s.computed + s.predicted + s.partial) for s in self.segments)
+        return calls / done if done else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "denoiser_seconds": self.denoiser_seconds, "saving": self.saving}
+
+    def __str__(self) -> str:
+        if not self.segments:
+            return f"{self.method}: no trajectory yet"
+        held = sum(s.cached_bytes for s in self.segments)
+        lines = [f"{self.method}: {self.steps} steps, {self.saving:.2f}x fewer block calls, {held / 1e6:.1f} MB cached"]
+        lines += [_segment_line(s) for s in self.segments]
+        return "\n".join(lines + ([f"  nothing was skipped: {self.reason}"] if self.reason else []))
+
+
+def _segment_line(s: SegmentStats) -> str:
+    line = f"  {s.expert}/{s.branch}: {s.decisions}  computed {s.computed}, predicted {s.predicted}"
+    line += f"; {s.compute_seconds:.2f} s compute, {s.predict_seconds:.3f} s predict"
+    reasons = Counter()
+    for fallback in s.fallbacks:
+        reasons[fallback.reason] += fallback.count
+    return line + "".join(f"\n    computed instead of predicted, {n}x: {reason}" for reason, n in reasons.items())
+
+
+class Stopwatch:
+    """Seconds spent in a block of code; on CUDA by events, read only when asked for (no synchronisation between)."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            begin_time = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin_time
+
+    @property
+    def seconds(self) -> float:
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000.0
+        self._events.clear()
+        return self._seconds

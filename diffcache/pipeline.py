@@ -1,0 +1,176 @@
+"""The public way in: put a method on a pipeline or on a bare denoiser, and take it off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .errors import ConfigError, UnsupportedModelError
+from .hooks.anatomy import find_denoisers, inspect_denoiser
+from .hooks.handle import ATTRIBUTE, Handle
+from .methods import MethodConfig, make_config
+
+Pipe = TypeVar("Pipe")
+Model = TypeVar("Model", bound=nn.Module)
+Method = str | Path | MethodConfig
+
+
+def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: Any) -> Pipe:
+    """Put a method on every denoiser of a diffusers pipeline, in place; the same object comes back.
+
+    Works with the pipeline's own ``__call__``: nothing is patched on a class, no weights change. Calling it again
+    replaces the method. ``pipe.diffcache`` is the handle: ``stats()``, ``reset()``, ``config``, ``restore()``.
+
+    Args:
+        pipe: a diffusers pipeline with one or two transformer denoisers.
+        method: name (see :func:`diffcache.list_methods`), name with settings (``"worldcache:aether"``), configuration
+            object, or path to ``.yaml`` / ``.json``.
+        overrides: fields of the method's configuration.
+
+    Raises:
+        UnsupportedModelError: no transformer denoiser in the pipeline.
+        ConfigError: unknown method or field, or a value out of range.
+        ScheduleFileError: a configuration file that cannot be read.
+    """
+    if isinstance(pipe, nn.Module):
+        raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
+    config = make_config(method, **overrides)
+    _install(pipe, find_denoisers(pipe), config, _boundary(pipe))
+    return pipe
+
+
+def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
+    """Put a method on a bare denoiser, in place. Wrap each sampling loop in :func:`denoising`.
+
+    Args:
+        model: any module with a list of transformer blocks whose forward takes the noisy sample and a timestep.
+        method, overrides: as for :func:`accelerate_pipeline`.
+
+    Raises:
+        UnsupportedModelError: not a denoiser that diffcache can attach to; the message says why.
+        ConfigError, ScheduleFileError: as for :func:`accelerate_pipeline`.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{type(model).__name__} is not a torch.nn.Module: use accelerate_pipeline")
+    config = make_config(method, **overrides)
+    _install(model, {"denoiser": model}, config, None)
+    return model
+
+
+def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:
+    denoisers = {name: (model, inspect_denoiser(model)) for name, model in models.items()}
+    recipe = config.recipe()
+    _check_modalities(recipe.modalities, denoisers)
+    for model in models.values():
+        present = handle_of(model)
+        if present is not None and present.owner is not owner and present.owner is not model:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is shared with a pipeline that is accelerated already: restore that one first"
+            )
+    for holder in (owner, *models.values()):
+        restore(holder)
+    Handle(owner, denoisers, recipe, boundary).install()
+
+
+def _check_modalities(widths: tuple[int, ...], denoisers: dict[str, Any]) -> None:
+    for _, anatomy in denoisers.values():
+        if widths and anatomy.channels is not None and sum(widths) != anatomy.channels:
+            raise ConfigError(
+                f"modalities: {list(widths)} sum to {sum(widths)}, "
+                f"but {anatomy.model_class} has {anatomy.channels} output channels"
+            )
+
+
+def _boundary(pipe: Any) -> float | None:
+    """Timestep at which a two-expert pipeline (Wan2.2) switches."""
+    ratio = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    scheduler = getattr(pipe, "scheduler", None)
+    return None if ratio is None or scheduler is None else ratio * scheduler.config.num_train_timesteps
+
+
+def handle_of(pipe_or_model: Any) -> Handle | None:
+    """The handle of an accelerated pipeline or denoiser, or None."""
+    return getattr(pipe_or_model, "__dict__", {}).get(ATTRIBUTE)
+
+
+def restore(pipe_or_model: Any) -> None:
+    """Take every hook off. The model is bit-exact and carries nothing of ours; no effect on one that is bare."""
+    handle = handle_of(pipe_or_model)
+    if handle is not None:
+        handle.restore()
+
+
+@contextmanager
+def accelerated(pipe: Any, method: Method = "worldcache", **overrides: Any) -> Iterator[Any]:
+    """:func:`accelerate_pipeline` (or ``accelerate_model``) for the block only; an earlier method comes back after it."""
+    before = handle_of(pipe)
+    attach = accelerate_model if isinstance(pipe, nn.Module) else accelerate_pipeline
+    attach(pipe, method, **overrides)
+    try:
+        yield pipe
+    finally:
+        restore(pipe)
+        if before is not None:
+            attach(pipe, before.config)
+
+
+@contextmanager
+def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None) -> Iterator[None]:
+    """One trajectory of a bare denoiser: the loop inside calls it ``num_inference_steps`` times a branch.
+
+    Args:
+        model: a denoiser; without a method on it the block changes nothing, so one loop serves both cases.
+        num_inference_steps: number of steps, >= 1.
+        scheduler: the sampler of the loop, if it is a diffusers one: its ``step`` then marks the steps (no timestep
+            is read from the device) and its sigmas make the axes ``sigma`` and ``logsnr`` available.
+
+    Raises:
+        ConfigError: num_inference_steps is out of range.
+    """
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ConfigError(f"num_inference_steps: {num_inference_steps!r} is out of range, must be a whole number >= 1")
+    handle = handle_of(model)
+    if handle is None:
+        yield
+        return
+    clock = handle.clock
+    clock.watch(scheduler)
+    clock.begin(num_inference_steps, scheduler)
+    try:
+        yield
+    finally:
+        clock.end()
+        clock.unwatch()
+
+
+@dataclass(frozen=True)
+class Support:
+    """Answer of :func:`supports`.
+
+    Attributes:
+        status: ``exact`` (never changes a value), ``works`` or ``refused``.
+        reason: why it is refused.
+    """
+
+    status: str
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.status != "refused"
+
+
+def supports(model: Any, method: Method = "worldcache") -> Support:
+    """Whether a method can be put on a pipeline or denoiser, without changing it."""
+    config = make_config(method)
+    try:
+        models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
+        for denoiser in models.values():
+            inspect_denoiser(denoiser)
+    except UnsupportedModelError as error:
+        return Support("refused", str(error))
+    return Support("exact" if config.max_skip == 0 else "works")

@@ -1,0 +1,26 @@
+"""Pure tensor maths: from computed outputs to a value for now. Nothing here knows a model or a sampler."""
+
+from .base import Fit, Horizon, Predictor, weights
+from .hermite import Hermite, Heterogeneous
+from .history import History
+from .layout import Modality, TokenLayout
+from .moments import Moments, energy, measure
+from .polynomial import Taylor
+from .trend import Trend
+
+__all__ = [
+    "Fit",
+    "Hermite",
+    "Heterogeneous",
+    "History",
+    "Horizon",
+    "Modality",
+    "Moments",
+    "Predictor",
+    "Taylor",
+    "TokenLayout",
+    "Trend",
+    "energy",
+    "measure",
+    "weights",
+]

@@ -1,0 +1,86 @@
+"""What a forecast needs to know of the stored outputs: a few inner products a token, measured in one place.
+
+Every predictor here has the form ``y0 + b1*v1 + b2*v2 + ...`` with one number ``b`` per token, so drift, turning
+score, energy and mean of *any* future prediction follow from inner products of ``y0, v1, v2, ...`` alone. They are
+measured once at a computed step; predicted steps then cost one pass and no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-token inner products of one modality. Tensors have the output's shape with the feature axis of size 1.
+
+    Row 0 is the newest output ``y0``; row j is the velocity ``vj = (y[j-1] - y[j]) / gaps[j-1]``.
+
+    Attributes:
+        gaps: distances between stored outputs on the time axis, newest first (d2, d1, ... in the paper's order).
+        steps: the same distances counted in sampler steps.
+        width: features of one token.
+        gram: ``gram[i, j] = <row i, row j>`` for i <= j.
+        sums: feature sum of each row (for the mean of a prediction).
+        eps: rounding unit of the stored dtype.
+    """
+
+    gaps: tuple[float, ...]
+    steps: tuple[float, ...]
+    width: int
+    gram: dict[tuple[int, int], Tensor]
+    sums: tuple[Tensor, ...]
+    eps: float
+
+    @property
+    def velocities(self) -> int:
+        """How many velocities are known."""
+        return len(self.sums) - 1
+
+    @property
+    def noise_floor(self) -> Tensor:
+        """Length of a velocity that rounding alone explains: ``eps/2 * ||y0|| * (1/d1 + 1/d2)`` (per token)."""
+        spread = sum(1.0 / abs(gap) for gap in self.gaps[:2])
+        return self.gram[0, 0].sqrt() * (0.5 * self.eps * spread)
+
+
+def measure(values: Sequence[Tensor], gaps: Sequence[float], steps: Sequence[float], layout: TokenLayout) -> Moments:
+    """Moments of one modality's stored outputs, in fp32.
+
+    Args:
+        values: views of one modality, newest first.
+        gaps: distances on the time axis, one fewer than values.
+        steps: distances in sampler steps.
+        layout: which axis holds the features, and the patch.
+    """
+    wide = [value.float() for value in values]
+    rows = [wide[0]] + [(a - b) / gap for a, b, gap in zip(wide, wide[1:], gaps, strict=False)]
+    gram = {(i, j): layout.per_token(rows[i] * rows[j]) for i in range(len(rows)) for j in range(i, len(rows))}
+    return Moments(
+        gaps=tuple(gaps),
+        steps=tuple(steps),
+        width=values[0].shape[layout.channel_dim],
+        gram=gram,
+        sums=tuple(layout.per_token(row) for row in rows),
+        eps=torch.finfo(values[0].dtype).eps,
+    )
+
+
+def energy(moments: Moments, slopes: Sequence[float | Tensor]) -> Tensor:
+    """Variance of ``y0 + sum_j slopes[j] * v[j+1]`` over each sample, from moments alone.
+
+    ``slopes`` may carry leading axes (one entry per horizon); the result has these axes and then the batch.
+    """
+    row = (1.0, *slopes)
+    square = sum(
+        row[i] * row[j] * g * (1.0 if i == j else 2.0) for (i, j), g in moments.gram.items() if j < len(row)
+    )
+    total = sum(b * s for b, s in zip(row, moments.sums, strict=False))
+    inner = tuple(range(1 - moments.sums[0].dim(), 0))
+    return square.mean(inner) / moments.width - (total.mean(inner) / moments.width) ** 2

@@ -1,0 +1,94 @@
+"""Schedules that plan each run of predicted steps from the drift measured at the computed step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+from .base import NEVER, Schedule
+from .placement import PowerLaw
+
+
+class ChaoticSkipping(Schedule):
+    """Chaotic-prioritised adaptive skipping (WorldCache CAS, arXiv 2603.06331 section 4.2), planned ahead.
+
+    After a computed step, steps are predicted until the summed drift reaches ``threshold``: the step that overshoots
+    is not undone, so at least one prediction follows (unless ``threshold`` <= 0, which computes every step).
+
+    Args:
+        threshold: eta, in the released code's units (mean over all tokens).
+    """
+
+    wants_drift = True
+
+    def __init__(self, threshold: float, warmup: int, max_skip: int, cooldown: int = 1) -> None:
+        self.threshold = threshold
+        super().__init__(warmup, cooldown, max_skip)
+
+    def placed(self, step: int) -> bool:
+        return self.threshold <= 0
+
+    def plan(self, drift: Sequence[float], error: float) -> None:
+        self.limit(streak(drift, self.threshold))
+
+
+def streak(drift: Sequence[float], threshold: float) -> int:
+    """Smallest m with ``drift[0] + ... + drift[m-1] >= threshold``, else all. A NaN ends the run before it.
+
+    >>> streak([0.4, 0.4, 0.4, 0.4], 1.0)
+    3
+    """
+    total = 0.0
+    for m, part in enumerate(drift, 1):
+        if not isfinite(part):
+            return m - 1
+        total += part
+        if total >= threshold:
+            return m
+    return len(drift)
+
+
+class Guarded(PowerLaw):
+    """Power-law placement with the drift as a guard: a hard passage is computed earlier than placed (ours).
+
+    The guard is calibrated as it goes: at each computed step the last run's prediction is compared with the truth,
+    and the drift is scaled so that it predicts that error. ``threshold`` is therefore in plain units: the largest
+    relative error (RMS of the error over RMS of the output) that a prediction may be expected to have.
+
+    Args:
+        threshold: relative error; ``inf`` switches the guard off.
+    """
+
+    wants_drift = True
+    wants_error = True
+    #: weight of a new measurement of (true error / drift) against the old ones
+    momentum = 0.5
+
+    def __init__(
+        self, computed: float, alpha: float, threshold: float, warmup: int, cooldown: int = 1, max_skip: int = NEVER
+    ) -> None:
+        self.threshold = threshold
+        super().__init__(computed, alpha, warmup, cooldown, max_skip)
+
+    def start(self, total: int | None) -> None:
+        super().start(total)
+        self.gain = 1.0
+        self._expected: list[float] = []
+        self._run = 0
+
+    def computed(self, step: int) -> None:
+        self._run = step - self.last - 1
+        super().computed(step)
+
+    def plan(self, drift: Sequence[float], error: float) -> None:
+        self._calibrate(error)
+        allowed = next((k for k, d in enumerate(drift) if not self.gain * d <= self.threshold), len(drift))
+        if self.threshold != float("inf"):
+            self.limit(allowed)
+        self._expected = list(drift)
+
+    def _calibrate(self, error: float) -> None:
+        if 0 < self._run <= len(self._expected) and isfinite(error):
+            drift = self._expected[self._run - 1]
+            if drift > 0:
+                self.gain += self.momentum * (error / drift - self.gain)

@@ -1,0 +1,77 @@
+"""The decision of a step, on plain numbers: which steps of a trajectory are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NEVER = 1 << 30
+
+
+class Schedule:
+    """Computes every step; subclasses say which of the others may be predicted.
+
+    A step is computed when it is one of the first ``warmup`` or last ``cooldown`` steps, when ``max_skip`` steps in
+    a row were predicted, when a plan made at the last computed step says so, or when :meth:`placed` says so.
+
+    Args:
+        warmup: first steps that are always computed.
+        cooldown: last steps that are always computed.
+        max_skip: longest run of predicted steps; 0 never skips.
+    """
+
+    #: whether :meth:`plan` wants the drift of the coming steps, and the error of the last prediction
+    wants_drift = False
+    wants_error = False
+
+    def __init__(self, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
+        self.warmup, self.cooldown, self.max_skip = warmup, cooldown, max_skip
+        self.start(None)
+
+    def start(self, total: int | None) -> None:
+        """Begin a segment of ``total`` steps. An unknown total computes every step."""
+        self.total = total
+        self.last = -1
+        self._until = NEVER
+
+    def placed(self, step: int) -> bool:
+        """Whether the method's own rule wants this step computed."""
+        return False
+
+    def wants_compute(self, step: int) -> bool:
+        """The decision for ``step``, given all that was computed before it."""
+        return self._must(step, self.last) or step >= self._until or self.placed(step)
+
+    def computed(self, step: int) -> None:
+        """Record that ``step`` was computed; the old plan ends."""
+        self.last = step
+        self._until = NEVER
+
+    def reach(self, step: int) -> int:
+        """How many steps after a computed ``step`` may be predicted at most, before any plan."""
+        ahead = step + 1
+        while not (self._must(ahead, step) or self.placed_after(ahead, step)):
+            ahead += 1
+        return ahead - step - 1
+
+    def placed_after(self, step: int, last: int) -> bool:
+        """:meth:`placed` as if ``last`` had just been computed."""
+        kept, self.last = self.last, last
+        try:
+            return self.placed(step)
+        finally:
+            self.last = kept
+
+    def limit(self, skip: int) -> None:
+        """At most ``skip`` predicted steps from the last computed one (several branches: the smallest wins)."""
+        self._until = min(self._until, self.last + skip + 1)
+
+    def plan(self, drift: Sequence[float], error: float) -> None:
+        """Plan the coming run. ``drift[k-1]`` belongs to the k-th predicted step; ``error`` is the last prediction's.
+
+        Called once for each branch, in the order in which the branches were computed.
+        """
+
+    def _must(self, step: int, last: int) -> bool:
+        if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
+            return True
+        return step - last > self.max_skip
