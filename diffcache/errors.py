@@ -15,7 +15,7 @@ class ScheduleFileError(ValueError):
 
 
 class ConfigError(ValueError):
-    """A method name, a field or a value is not valid. The message names the field, the value and what would be right."""
+    """A method name, a field or a value is not valid; the message names it and what would be right."""
 
 
 class NothingSkippedWarning(UserWarning):

@@ -1,18 +1,18 @@
-"""Methods by name: a small typed configuration each, and the recipe (site x schedule x predictor) that it stands for."""
+"""Methods by name: a small typed configuration each, and the recipe that it stands for."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from .errors import ConfigError, ScheduleFileError, unknown
-from .hooks.recipe import AXES, SITES, Drift, Recipe
+from .hooks.recipe import AXES, SITES, Recipe
 from .predictors import Fit, Hermite, Heterogeneous, Horizon, Moments, Predictor, Taylor, Trend
 from .predictors.hermite import HeterogeneousFit
 from .predictors.scores import turning

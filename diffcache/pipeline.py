@@ -107,7 +107,7 @@ def restore(pipe_or_model: Any) -> None:
 
 @contextmanager
 def accelerated(pipe: Any, method: Method = "worldcache", **overrides: Any) -> Iterator[Any]:
-    """:func:`accelerate_pipeline` (or ``accelerate_model``) for the block only; an earlier method comes back after it."""
+    """:func:`accelerate_pipeline` (or ``accelerate_model``) for the block only; an earlier method comes back."""
     before = handle_of(pipe)
     attach = accelerate_model if isinstance(pipe, nn.Module) else accelerate_pipeline
     attach(pipe, method, **overrides)

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def _ranges(widths: Sequence[int]) -> tuple[Modality, ...]:
     if not widths:
         return (Modality("all"),)
     edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
-    return tuple(Modality(f"m{i}", a, b) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)))
+    return tuple(Modality(f"m{i}", a, b) for i, (a, b) in enumerate(pairwise(edges)))
 
 
 def inspect_denoiser(model: nn.Module) -> Anatomy:

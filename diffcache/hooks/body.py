@@ -96,7 +96,9 @@ class BodySite:
 
     def _adopt(self, finder: _ExitFinder, captured: Captured) -> None:
         if finder.module is None:
-            raise UnsupportedModelError(f"site body: {type(self.model).__name__} passes its blocks' result to no module")
+            raise UnsupportedModelError(
+                f"site body: {type(self.model).__name__} passes its blocks' result to no module"
+            )
         self.exit, captured.exit = finder.module, finder.value
         attach(self.exit, _ExitHook(self), _EXIT_NAME)
 

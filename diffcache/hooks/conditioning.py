@@ -34,9 +34,13 @@ class Conditioning:
 
     def same_objects(self, other: Conditioning) -> bool:
         """Same storage, shape and version: no value is read."""
-        return len(self.tensors) == len(other.tensors) and self.versions == other.versions and all(
-            a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
-            for a, b in zip(self.tensors, other.tensors, strict=True)
+        return (
+            len(self.tensors) == len(other.tensors)
+            and self.versions == other.versions
+            and all(
+                a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
+                for a, b in zip(self.tensors, other.tensors, strict=True)
+            )
         )
 
     def same_content(self, other: Conditioning) -> bool:

@@ -107,7 +107,9 @@ class Handle:
             hook.closed = []
         if self._reason and not self._warned:
             self._warned = True
-            warnings.warn(f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2)
+            warnings.warn(
+                f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2
+            )
 
     @property
     def _may_skip(self) -> bool:

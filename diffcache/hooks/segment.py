@@ -35,7 +35,6 @@ class Segment:
         self.weights: Any = None
         self.deciding = -1
         self.compute = True
-        self._alarms: dict[int, str] = {}
 
     # -- branches --------------------------------------------------------------------------------------------------
 
@@ -92,15 +91,19 @@ class Segment:
         if not waiting:
             return
         numbers = torch.cat([branch.pending for branch in waiting]).tolist()  # the one host read of a computed step
+        drifts, alarms, errors = [], [], []
         for branch in waiting:
-            count = branch.pending.numel()
-            self._apply(branch, numbers[:count])
-            numbers, branch.pending = numbers[count:], None
+            count = (branch.pending.numel() - 1) // 2
+            drifts.append(numbers[:count])
+            alarms.append(numbers[count : 2 * count])
+            errors.append(numbers[2 * count])
+            numbers, branch.pending = numbers[2 * count + 1 :], None
+        self.schedule.plan(drifts, errors)
+        for branch, alarm in zip(waiting, alarms, strict=True):
+            self._heed(branch, alarm)
 
-    def _apply(self, branch: Branch, numbers: Sequence[float]) -> None:
-        count = (len(numbers) - 1) // 2
-        drift, alarm, error = numbers[:count], numbers[count : 2 * count], numbers[-1]
-        self.schedule.plan(drift, error)
+    def _heed(self, branch: Branch, alarm: Sequence[float]) -> None:
+        """Compute instead of the first prediction that would not be finite or would collapse."""
         bad = next((k for k, flag in enumerate(alarm) if flag), None)
         if bad is None:
             return

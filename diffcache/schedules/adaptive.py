@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, isnan
 
 from .base import NEVER, Schedule
 from .placement import PowerLaw
@@ -28,8 +28,9 @@ class ChaoticSkipping(Schedule):
     def placed(self, step: int) -> bool:
         return self.threshold <= 0
 
-    def plan(self, drift: Sequence[float], error: float) -> None:
-        self.limit(streak(drift, self.threshold))
+    def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
+        # Computed as soon as one branch wants it.
+        self.limit(min(streak(drift, self.threshold) for drift in drifts))
 
 
 def streak(drift: Sequence[float], threshold: float) -> int:
@@ -80,15 +81,22 @@ class Guarded(PowerLaw):
         self._run = step - self.last - 1
         super().computed(step)
 
-    def plan(self, drift: Sequence[float], error: float) -> None:
-        self._calibrate(error)
-        allowed = next((k for k, d in enumerate(drift) if not self.gain * d <= self.threshold), len(drift))
+    def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
+        self._calibrate([error for error in errors if isfinite(error)])
+        worst = [_largest(part) for part in zip(*drifts, strict=True)]
         if self.threshold != float("inf"):
-            self.limit(allowed)
-        self._expected = list(drift)
+            # "not <=" so that a NaN stops the run
+            self.limit(next((k for k, d in enumerate(worst) if not self.gain * d <= self.threshold), len(worst)))
+        self._expected = worst
 
-    def _calibrate(self, error: float) -> None:
-        if 0 < self._run <= len(self._expected) and isfinite(error):
-            drift = self._expected[self._run - 1]
-            if drift > 0:
-                self.gain += self.momentum * (error / drift - self.gain)
+    def _calibrate(self, errors: Sequence[float]) -> None:
+        if not errors or not 0 < self._run <= len(self._expected):
+            return
+        drift = self._expected[self._run - 1]
+        if isfinite(drift) and drift > 0:
+            self.gain += self.momentum * (max(errors) / drift - self.gain)
+
+
+def _largest(numbers: Sequence[float]) -> float:
+    """The largest number; NaN if one of them is NaN (``max`` would drop it)."""
+    return next((n for n in numbers if isnan(n)), max(numbers))

@@ -62,13 +62,16 @@ class Schedule:
             self.last = kept
 
     def limit(self, skip: int) -> None:
-        """At most ``skip`` predicted steps from the last computed one (several branches: the smallest wins)."""
+        """At most ``skip`` predicted steps after the last computed one; of several limits the smallest holds."""
         self._until = min(self._until, self.last + skip + 1)
 
-    def plan(self, drift: Sequence[float], error: float) -> None:
-        """Plan the coming run. ``drift[k-1]`` belongs to the k-th predicted step; ``error`` is the last prediction's.
+    def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
+        """Plan the run after the last computed step, from what every branch measured there.
 
-        Called once for each branch, in the order in which the branches were computed.
+        Args:
+            drifts: for each branch, the drift of the 1st, 2nd, ... predicted step.
+            errors: for each branch, the relative error that the prediction for the computed step would have had; NaN
+                if there was none.
         """
 
     def _must(self, step: int, last: int) -> bool:

@@ -44,9 +44,7 @@ def chaotic_drift(
     return total / tokens
 
 
-def relative_drift(
-    moments: Sequence[Moments], slopes: Sequence[tuple[Slope, ...]], scores: Sequence[Tensor]
-) -> Tensor:
+def relative_drift(moments: Sequence[Moments], slopes: Sequence[tuple[Slope, ...]], scores: Sequence[Tensor]) -> Tensor:
     """Expected relative error of prediction k: turning x displacement against the output's size; shape ``[n]``.
 
     Root mean square over a sample's tokens, then the worst sample and modality: a still neighbour hides nobody.
