@@ -66,7 +66,7 @@ def parse_actions(text: str) -> list[int]:
 def pack_condition(context: torch.Tensor, actions: torch.Tensor, frames: int) -> torch.Tensor:
     """The channels that CogVideoX's image-to-video concatenates to the noisy latents.
 
-    ``context`` (B, C, H, W) are the normalised latents of the last two frames; ``actions`` (B, 2·(frames − 1)) are
+    ``context`` (B, C, H, W) are the normalised latents of the last two frames; ``actions`` (B, 2·(frames - 1)) are
     indices into ``ACTIONS``, one per new video frame. Returns (B, frames, C + 1 + 2·len(ACTIONS), H, W): the context,
     zero over the new frames, a mask that marks it, and per latent frame the one-hot actions of its two video frames.
     """
@@ -104,7 +104,7 @@ def _one_context(item: Any, channels: int) -> torch.Tensor:
     if isinstance(item, Image.Image):
         item = np.asarray(item.convert("RGB" if channels == 3 else "L"))
     if isinstance(item, np.ndarray):
-        item = torch.from_numpy(np.ascontiguousarray(item))
+        item = torch.from_numpy(np.array(item))  # a copy: pictures are read-only memory
         item = item.movedim(-1, -3) if channels == 3 else item
     item = item.float() / 255 if item.dtype == torch.uint8 else item.float()
     if channels == 1:
@@ -113,7 +113,7 @@ def _one_context(item: Any, channels: int) -> torch.Tensor:
 
 
 def read_context(image: Any, channels: int, height: int, width: int, name: str = "image") -> torch.Tensor:
-    """Contexts as float (B, channels, 2, height, width) in [−1, 1].
+    """Contexts as float (B, channels, 2, height, width) in [-1, 1].
 
     ``image`` is one context or a list of B contexts. A context is one frame (then it is taken twice) or two frames:
     a PIL image or a pair of them, an array (H, W, 3) or (T, H, W, 3), a tensor (3, H, W) or (T, 3, H, W), uint8 or
@@ -289,15 +289,15 @@ class WorldPipeline(DiffusionPipeline):
                 context = latents[:, -1]
         rgb, depth_out = (x[:, :length] for x in self.decode(torch.cat(made, 1)))
         self.maybe_free_model_hooks()
-        output = WorldPipelineOutput(_to_type(rgb.movedim(2, -1), rgb, output_type), _to_type(depth_out, None, output_type))
+        output = WorldPipelineOutput(to_output(rgb, output_type), to_output(depth_out, output_type))
         return output if return_dict else (output.frames, output.depth)
 
 
-def _to_type(last: torch.Tensor, first: torch.Tensor | None, output_type: str):
-    """Frames with the channels last (or none) as PIL images or an array, or as a tensor with the channels first."""
+def to_output(video: torch.Tensor, output_type: str) -> list[list[Image.Image]] | np.ndarray | torch.Tensor:
+    """RGB (B, T, 3, H, W) or depth (B, T, H, W) in [0, 1] as ``output_type``; arrays have channels last."""
     if output_type == "pt":
-        return last if first is None else first
-    array = last.cpu().numpy()
+        return video
+    array = (video.movedim(2, -1) if video.ndim == 5 else video).cpu().numpy()
     if output_type == "np":
         return array
     return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype(np.uint8)]
