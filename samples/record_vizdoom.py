@@ -82,7 +82,8 @@ class StickyPolicy:
         if self.left > 0 and walking and moved < 1.0 and self.rng.random() < 0.5:
             self.action, self.left = int(self.rng.choice([3, 4])), int(self.rng.integers(6, 16))
         elif self.left <= 0:
-            self.action, self.left = int(self.rng.choice(len(ACTIONS), p=self.preference)), int(self.rng.integers(4, 20))
+            self.action = int(self.rng.choice(len(ACTIONS), p=self.preference))
+            self.left = int(self.rng.integers(4, 20))
         self.left -= 1
         return self.action
 
@@ -99,9 +100,9 @@ def record_episode(game, rng: np.random.Generator, policy: str, number: int) -> 
         action = player(moved)
         rows.append((state.screen_buffer.copy(), state.depth_buffer.copy(), action, pose, number))
         game.make_action([int(i + 1 == action) for i in range(len(BUTTONS))], TICS)
-    rgb, depth, action, pose, episode = (np.stack(column) for column in zip(*rows))
+    rgb, depth, action, pose, episode = (np.stack(column) for column in zip(*rows, strict=True))
     rgb, depth = downscale(rgb, depth)
-    return dict(zip(FIELDS, (rgb, depth, action.astype(np.uint8), pose, episode.astype(np.int32))))
+    return dict(zip(FIELDS, (rgb, depth, action.astype(np.uint8), pose, episode.astype(np.int32)), strict=True))
 
 
 def record(job: tuple[int, int, str]) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def following(frames: np.ndarray) -> np.ndarray:
 
 
 def window_starts(episode: np.ndarray, length: int) -> np.ndarray:
-    """Indices n such that n … n + length − 1 lie in one episode."""
+    """Indices n such that n … n + length - 1 lie in one episode."""
     starts = np.arange(len(episode) - length + 1)
     return starts[episode[starts] == episode[starts + length - 1]]
 
@@ -98,7 +98,7 @@ class Trainer:
         state = torch.load(self.checkpoint, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.used, self.step = state["used"], state["step"]
 
@@ -111,16 +111,14 @@ class Trainer:
     def set_rate(self) -> None:
         fraction = min(self.used / self.seconds, 1.0)
         factor = min(1.0, (self.step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * fraction))
-        for optimizer, base in zip(self.optimizers, self.base):
-            for group, lr in zip(optimizer.param_groups, base):
+        for optimizer, base in zip(self.optimizers, self.base, strict=True):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
 
     def update_average(self) -> None:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters())
-            old, new = (list(side) for side in zip(*pairs))
-            torch._foreach_lerp_(old, new, 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
     def run(self, loss_fn: Callable[[], torch.Tensor], log_every: int = 20, save_every: float = 180.0) -> None:
         """Train until the time is used; a line of JSON per ``log_every`` steps goes to ``log.jsonl``."""

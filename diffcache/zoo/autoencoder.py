@@ -83,7 +83,8 @@ class AutoencoderBlockPCA(ModelMixin, ConfigMixin):
         t, s = self.config.scale_factor_temporal, self.config.scale_factor_spatial
         batch, channels, frames, height, width = x.shape
         if frames % t or height % s or width % s:
-            raise ValueError(f"{frames} frames of {height} x {width} pixels do not divide into blocks of {t} x {s} x {s}")
+            size = f"{frames} frames of {height} x {width} pixels"
+            raise ValueError(f"{size} do not divide into blocks of {t} x {s} x {s}")
         x = x.reshape(batch, channels, frames // t, t, height // s, s, width // s, s)
         return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 

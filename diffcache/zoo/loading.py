@@ -37,7 +37,7 @@ def load_pipeline(
     """
     entry = list_models().get(name)
     folder = WEIGHTS / name if entry and entry.embedded else Path(name)
-    if entry and entry.embedded or (not entry and is_own_folder(folder)):
+    if (entry and entry.embedded) or (not entry and is_own_folder(folder)):
         pipeline = load_folder(folder, torch_dtype)
     elif entry or folder.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         pipeline = _load_with_diffusers(entry.source if entry else name, entry, torch_dtype)
