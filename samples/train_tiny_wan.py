@@ -1,6 +1,8 @@
 """Train tiny-wan: a Wan text-to-video transformer and its UMT5 text encoder, jointly, on clips of one held motion.
 
-    python samples/train_tiny_wan.py --data data/vizdoom --out runs/tiny-wan --minutes 41
+    python samples/train_tiny_wan.py --data data/vizdoom-motions --out runs/tiny-wan --minutes 41 --compile
+
+Stopped and started again, it resumes from ``resume.pt``. The learning rate follows the minutes used.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data/vizdoom"))
+    parser.add_argument("--data", type=Path, default=Path("data/vizdoom-motions"))
     parser.add_argument("--out", type=Path, default=Path("runs/tiny-wan"))
     parser.add_argument("--minutes", type=float, default=41)
     parser.add_argument("--batch", type=int, default=12)

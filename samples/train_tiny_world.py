@@ -1,6 +1,8 @@
 """Train tiny-world: a CogVideoX-style image-to-video transformer that rolls ViZDoom on under an action string.
 
-    python samples/train_tiny_world.py --data data/vizdoom --out runs/tiny-world --minutes 42
+    python samples/train_tiny_world.py --data data/vizdoom --out runs/tiny-world --minutes 44 --compile
+
+Stopped and started again, it resumes from ``resume.pt``. The learning rate follows the minutes used.
 """
 
 from __future__ import annotations
