@@ -343,7 +343,7 @@ class WorldCacheConfig(MethodConfig):
             "output",
             lambda: Guarded(self.computed, self.alpha, self.threshold, warmup, self.cooldown, self.max_skip),
             predictor,
-            drift=_turning_drift,
+            drift=_turning_drift if self.threshold < math.inf else None,
             axis=self.axis,
             limit=max(self.max_skip, 1),
             modalities=self.modalities,
@@ -353,14 +353,13 @@ class WorldCacheConfig(MethodConfig):
 _DEFAULTS: dict[str, Any] = dict(warmup=3, max_skip=8, threshold=0.15)
 
 
-def _released_drift(fit: Fit, moments: Sequence[Moments], horizon: Horizon) -> Any:
+def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
     assert isinstance(fit, HeterogeneousFit)
-    slopes = [fit.chaotic_slopes(horizon) for _ in moments]
-    return chaotic_drift(moments, slopes, fit.scores, fit.chaotic)
+    blended = [fit.chaotic_slopes(horizon) for _ in moments]
+    return chaotic_drift(moments, blended, fit.scores, fit.chaotic)
 
 
-def _turning_drift(fit: Fit, moments: Sequence[Moments], horizon: Horizon) -> Any:
-    slopes = [fit.slopes(i, horizon) for i in range(len(moments))]
+def _turning_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
     return relative_drift(moments, slopes, [turning(m) for m in moments])
 
 

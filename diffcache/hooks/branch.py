@@ -72,12 +72,13 @@ class Branch:
         """Store a computed step and prepare the coming run.
 
         Args:
-            outputs: the values to cache.
+            outputs: the values to cache, all on :attr:`device`.
             step: index in the segment.
             time: the same on the recipe's axis.
             ahead: time of each of the steps that might be predicted next; empty if none can be.
             error: whether the schedule wants the error of the prediction for this step.
         """
+        self.device = outputs[0].device
         measured = self._error(outputs, step, time) if error else None
         if not self.histories:
             self.histories = [History(self.recipe.predictor.depth) for _ in outputs]
@@ -93,8 +94,11 @@ class Branch:
         moments = [self._moments(h, layout) for h, layout in zip(self.histories, self.layouts, strict=True)]
         self.fit = [self.recipe.predictor.fit(group) for group in moments]
         horizon = self._horizons(ahead)
-        drift = self._drift(moments, horizon)
-        alarm = self._alarm(moments, horizon)
+        slopes = [
+            [fit.slopes(i, horizon) for i in range(len(group))] for fit, group in zip(self.fit, moments, strict=True)
+        ]
+        drift = self._drift(moments, slopes, horizon)
+        alarm = self._alarm(moments, slopes, len(ahead))
         measured = drift.new_full((1,), math.nan) if measured is None else measured.reshape(1)
         self.pending = torch.cat([drift, alarm, measured])
 
@@ -106,33 +110,31 @@ class Branch:
     def _horizons(self, ahead: Sequence[float]) -> Horizon:
         first = self.histories[0].values[0]
         shape = (-1, *[1] * first.dim())
-        steps = torch.arange(1, len(ahead) + 1, device=first.device, dtype=torch.float32).reshape(shape)
+        steps = torch.arange(1.0, len(ahead) + 1, device=first.device).reshape(shape)
         if self.recipe.axis == "index":
             return Horizon(steps, steps, self.recipe.limit)
         now = self.histories[0].times[0]
-        times = torch.tensor([t - now for t in ahead], device=first.device, dtype=torch.float32).reshape(shape)
+        times = torch.tensor([t - now for t in ahead], device=first.device).reshape(shape)
         return Horizon(steps, times, self.recipe.limit)
 
-    def _drift(self, moments: list[list[Moments]], horizon: Horizon) -> Tensor:
-        count = horizon.steps.shape[0]
+    def _drift(self, moments: list[list[Moments]], slopes: list[list[Any]], horizon: Horizon) -> Tensor:
         if self.recipe.drift is None:
-            return horizon.steps.new_zeros(count)
-        parts = [self.recipe.drift(fit, group, horizon) for fit, group in zip(self.fit, moments, strict=True)]
-        return torch.stack(parts).amax(0)
+            return horizon.steps.new_zeros(horizon.steps.shape[0])
+        parts = [self.recipe.drift(*part, horizon) for part in zip(self.fit, moments, slopes, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).amax(0)
 
-    def _alarm(self, moments: list[list[Moments]], horizon: Horizon) -> Tensor:
+    def _alarm(self, moments: list[list[Moments]], slopes: list[list[Any]], count: int) -> Tensor:
         """1 for each horizon whose prediction is not finite or leaves the variance seen at computed steps."""
-        count = horizon.steps.shape[0]
-        fine = torch.ones(count, dtype=torch.bool, device=horizon.steps.device)
+        fine = torch.ones(count, dtype=torch.bool, device=self.device)
         spread = []
-        for fit, group in zip(self.fit, moments, strict=True):
-            for i, m in enumerate(group):
+        for group, rules in zip(moments, slopes, strict=True):
+            for m, rule in zip(group, rules, strict=True):
                 now = energy(m, ())
                 low, high = self._envelope(len(spread), now)
                 spread.append((low, high))
-                coming = energy(m, fit.slopes(i, horizon)).reshape(-1, now.numel())
+                coming = energy(m, rule).reshape(-1, now.numel())
                 # Comparisons with NaN are false, so a NaN is an alarm.
-                fine &= ((coming >= low / SLACK) & (coming <= high * SLACK) & torch.isfinite(coming)).all(1)
+                fine = fine & ((coming >= low / SLACK) & (coming <= high * SLACK) & coming.isfinite()).all(1)
         self._spread = spread
         return (~fine).float()
 

@@ -145,7 +145,6 @@ class DenoiserHook(ModelHook):
         if branch.signature != signature:
             branch.forget()
         branch.signature, branch.template = signature, template
-        branch.device = tensors[0].device
         if len(branch.layouts) != len(tensors):
             branch.layouts = [self._layout(t) for t in tensors]
         segment = self.segment

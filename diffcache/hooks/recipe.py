@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from ..predictors import Fit, Horizon, Moments, Predictor
+from ..predictors.base import Slope
 from ..schedules import Schedule
 
-#: (fit, moments of each modality, coming horizons with a leading axis) -> drift of each horizon, shape [n]
-Drift = Callable[[Fit, Sequence[Moments], Horizon], Tensor]
+#: (fit, moments and slopes of each modality, coming horizons with a leading axis) -> drift of each, shape [n]
+Drift = Callable[[Fit, Sequence[Moments], Sequence[tuple[Slope, ...]], Horizon], Tensor]
 
 SITES = ("output", "body")
 AXES = ("index", "sigma", "logsnr")

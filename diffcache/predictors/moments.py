@@ -77,8 +77,12 @@ def energy(moments: Moments, slopes: Sequence[float | Tensor]) -> Tensor:
 
     ``slopes`` may carry leading axes (one entry per horizon); the result has these axes and then the batch.
     """
-    row = (1.0, *slopes)
-    square = sum(row[i] * row[j] * g * (1.0 if i == j else 2.0) for (i, j), g in moments.gram.items() if j < len(row))
-    total = sum(b * s for b, s in zip(row, moments.sums, strict=False))
+    square, total = moments.gram[0, 0], moments.sums[0]
+    for i, slope in enumerate(slopes, 1):
+        cross = moments.gram[0, i]
+        for j in range(1, i):
+            cross = cross + slopes[j - 1] * moments.gram[j, i]
+        square = square + slope * (2.0 * cross + slope * moments.gram[i, i])
+        total = total + slope * moments.sums[i]
     inner = tuple(range(1 - moments.sums[0].dim(), 0))
     return square.mean(inner) / moments.width - (total.mean(inner) / moments.width) ** 2

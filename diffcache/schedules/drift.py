@@ -17,12 +17,13 @@ from ..predictors.moments import Moments
 
 def displacement(moments: Moments, slopes: tuple[Slope, ...]) -> Tensor:
     """Length of the move from prediction k-1 to prediction k, per token; ``slopes`` have a leading axis k = 1..n."""
-    moves = [torch.diff(s, dim=0, prepend=torch.zeros_like(s[:1])) for s in slopes]
-    square = sum(
-        moves[i] * moves[j] * moments.gram[i + 1, j + 1] * (1.0 if i == j else 2.0)
-        for i in range(len(moves))
-        for j in range(i, len(moves))
-    )
+    # The first move starts at y0, where every slope is 0.
+    moves = [torch.cat([s[:1], s[1:] - s[:-1]]) for s in slopes]
+    square: Tensor | float = 0.0
+    for i, move in enumerate(moves):
+        square = square + move.square() * moments.gram[i + 1, i + 1]
+        for j in range(i + 1, len(moves)):
+            square = square + 2.0 * move * moves[j] * moments.gram[i + 1, j + 1]
     return square.clamp_min(0).sqrt()
 
 
@@ -51,9 +52,8 @@ def relative_drift(moments: Sequence[Moments], slopes: Sequence[tuple[Slope, ...
     """
     worst = None
     for m, s, score in zip(moments, slopes, scores, strict=True):
-        inner = tuple(range(2, displacement(m, s).dim()))
-        moved = ((displacement(m, s) * score) ** 2).mean(inner)
-        size = m.gram[0, 0].mean(tuple(range(1, m.gram[0, 0].dim())))
-        drift = (moved / size.clamp_min(torch.finfo(torch.float32).tiny)).sqrt().cumsum(0).amax(1)
+        moved = displacement(m, s) * score
+        size = m.gram[0, 0].flatten(1).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+        drift = (moved.square().flatten(2).mean(2) / size).sqrt().cumsum(0).amax(1)
         worst = drift if worst is None else torch.maximum(worst, drift)
     return worst
