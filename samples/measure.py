@@ -24,10 +24,10 @@ from torch import Tensor
 
 from diffcache import restore
 from diffcache.report import Fidelity, Sample, fidelity, generate
-from diffcache.zoo import list_models, load_pipeline
+from diffcache.zoo import load_pipeline
+from diffcache.zoo.examples import example_call
 
 STEPS = 50
-WORLD_FRAMES = 16
 Call = Callable[[Any], Tensor]
 
 
@@ -70,46 +70,11 @@ PAPER = [
 
 def make_call(model: str, seed: int, steps: int) -> Call:
     """A generation of an embedded model: held-out clip or prompt number ``seed``, noise of that seed."""
-    return (_world_call if model == "tiny-world" else _wan_call)(seed, steps)
-
-
-def _world_call(seed: int, steps: int) -> Call:
-    from diffcache.zoo.world import held_out_clips
-
-    clips = held_out_clips()
-    clip = clips[seed % len(clips)]
+    arguments = example_call(model, seed)
 
     def call(pipe: Any) -> Tensor:
-        return pipe(
-            image=clip.image,
-            depth=clip.depth,
-            actions=clip.actions[:WORLD_FRAMES],
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
-        ).frames
-
-    return call
-
-
-def _wan_call(seed: int, steps: int) -> Call:
-    from diffcache.zoo.wan import example_prompts
-
-    entry = list_models()["tiny-wan"]
-    prompts = example_prompts()
-
-    def call(pipe: Any) -> Tensor:
-        return pipe(
-            prompt=prompts[seed % len(prompts)],
-            height=entry.height,
-            width=entry.width,
-            num_frames=entry.num_frames,
-            guidance_scale=entry.guidance_scale,
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
-            **entry.call,
-        ).frames
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(**arguments, num_inference_steps=steps, generator=generator, output_type="pt").frames
 
     return call
 
