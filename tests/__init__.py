@@ -1,0 +1,1 @@
+"""Tests: laws that every method and site obeys, on tiny random models and on the trained ones."""

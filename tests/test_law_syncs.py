@@ -1,0 +1,160 @@
+"""Law 4: the host reads the device at most once per computed step, and never for a predicted one.
+
+A computed step's plan is read before the next decision, so its one read may fall into the first call after it. On the
+CPU some reads do not reach the dispatcher (``tolist``), so they are counted on the Python side as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffcache import accelerate_model, accelerate_pipeline
+
+from .models import FAMILIES, PIPELINES, decisions, run_wan, wan_pipeline, walk_steps
+
+DISPATCHED = {"_local_scalar_dense", "equal", "item", "is_nonzero", "nonzero", "unique", "_to_cpu"}
+CALLED = {"tolist", "item", "cpu", "__bool__", "__float__", "__int__", "__index__", "equal", "allclose", "nonzero"}
+
+METHODS = {
+    "worldcache": dict(computed=0.5, threshold=0.5),
+    "worldcache:voyager": dict(warmup=3, threshold=5.0),
+    "interval": dict(interval=3),
+    "powerlaw": dict(computed=0.4),
+    "interval:site=body": dict(interval=3),
+}
+
+
+class Reads:
+    """Counts host reads of our engine: those within a model's own forward, and a sampler's, are not ours."""
+
+    def __init__(self) -> None:
+        self.count, self.depth, self.names = 0, 0, []
+
+    def note(self, name: str) -> None:
+        if self.depth == 0:
+            self.count += 1
+            self.names.append(name)
+
+    @contextlib.contextmanager
+    def aside(self):
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+
+class Dispatched(TorchDispatchMode):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in DISPATCHED:
+            self.reads.note(f"aten::{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+class Called(TorchFunctionMode):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in CALLED:
+            self.reads.note(func.__name__)
+            with self.reads.aside():  # one read, even where it dispatches
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def watched(reads):
+    with Dispatched(reads), Called(reads):
+        yield
+
+
+def ignore_inside(model, reads):
+    """The bare model's own reads are its own affair."""
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        with reads.aside():
+            return inner(*args, **kwargs)
+
+    model.forward = forward
+    return model
+
+
+def test_the_counter_sees_every_kind_of_read():
+    for read in (
+        lambda t: t.sum().item(),
+        lambda t: t.tolist(),
+        lambda t: bool(t.any()),
+        lambda t: float(t[0]),
+        lambda t: torch.equal(t, t.clone()),
+        lambda t: t.nonzero(),
+    ):
+        reads = Reads()
+        with watched(reads):
+            read(torch.ones(3))
+        assert reads.count == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
+def test_one_read_for_a_computed_step_and_none_for_a_predicted_one(family, method):
+    reads = Reads()
+    model = ignore_inside(FAMILIES[family].build(0), reads)
+    accelerate_model(model, method, **METHODS[method])
+    per_step = []
+    with torch.no_grad(), watched(reads):
+        for _ in walk_steps(family, model, 14):
+            per_step.append(reads.count - sum(per_step))
+    (letters,) = set(decisions(model))
+    assert "cc" in letters
+    owed = 0
+    for step, (letter, count) in enumerate(zip(letters, per_step, strict=True)):
+        allowed = (1 if letter == "F" else 0) + owed
+        assert count <= allowed, (step, letters, per_step, reads.names)
+        owed = 1 if letter == "F" else 0  # its plan is read at the next call
+    assert sum(per_step) <= letters.count("F"), (letters, per_step, reads.names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reads_of_a_whole_pipeline_call(method):
+    """Against the bare pipeline: the sampler and the pipeline read, too."""
+    bare = Reads()
+    pipe = wan_pipeline()
+    ignore_inside(pipe.transformer, bare)
+    with watched(bare):
+        run_wan(pipe, 14)
+    ours = Reads()
+    pipe = wan_pipeline()
+    ignore_inside(pipe.transformer, ours)
+    accelerate_pipeline(pipe, method, **METHODS[method])
+    with watched(ours):
+        run_wan(pipe, 14)
+    letters = decisions(pipe)[0]
+    assert "cc" in letters
+    assert ours.count - bare.count <= letters.count("F"), ours.names
+
+
+def test_conditioning_of_batched_cfg_is_not_read():
+    build, run = PIPELINES["dit"]
+    counts = []
+    for method in (None, "interval"):
+        reads = Reads()
+        pipe = build()
+        ignore_inside(pipe.transformer, reads)
+        if method:
+            accelerate_pipeline(pipe, method)
+        with watched(reads):
+            run(pipe, 12)
+        counts.append(reads.count)
+    assert counts[1] - counts[0] <= decisions(pipe)[0].count("F")
