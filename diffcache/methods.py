@@ -226,7 +226,7 @@ class PowerLawConfig(ForecastConfig):
     method: ClassVar[str] = "powerlaw"
     summary: ClassVar[str] = "places `computed` steps by a power law, dense early"
 
-    computed: float = 0.3
+    computed: float = 0.4
     alpha: float = 1.5
 
     def validate(self) -> None:
@@ -281,7 +281,7 @@ class WorldCacheConfig(MethodConfig):
 
     warmup: int = None  # type: ignore[assignment]
     max_skip: int = None  # type: ignore[assignment]
-    computed: float = 0.3
+    computed: float = 0.4
     alpha: float = 1.5
     threshold: float = None  # type: ignore[assignment]
     share: float = 1.0

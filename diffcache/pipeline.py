@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,9 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
 def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:
     denoisers = {name: (model, inspect_denoiser(model)) for name, model in models.items()}
     recipe = config.recipe()
+    if not recipe.modalities:
+        # A world model's pipeline may name the channel groups of its denoiser's output.
+        recipe = replace(recipe, modalities=tuple(getattr(owner, "modalities", ())))
     _check_modalities(recipe.modalities, denoisers)
     for model in models.values():
         present = handle_of(model)
