@@ -241,3 +241,17 @@ def _spell(actions: np.ndarray) -> str:
         else:
             runs.append([letter, 1])
     return "".join(f"{letter}{count if count > 1 else ''}" for letter, count in runs)
+
+
+def example_command(entry: ZooEntry) -> str:
+    """A command that samples a model of the zoo."""
+    asks = {
+        "world": " --actions F8L8R8",
+        "text-to-video": " --prompt 'turns left'" if entry.embedded else " --prompt 'a cat surfing'",
+        "image-to-video": " --prompt 'a cat surfing' --image cat.png",
+        "text-to-image": " --prompt 'a cat surfing'",
+        "class-to-image": " --prompt 207",
+    }
+    suffix = "png" if entry.num_frames == 1 else "gif" if entry.embedded else "mp4"
+    device = "" if entry.embedded else " --device cuda"
+    return f"diffcache sample --model {entry.name}{asks.get(entry.task, '')}{device} --out out/{entry.name}.{suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class Run:
     @property
     def rows(self) -> list[StripRow]:
         return strip_rows(self.trajectories)
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """Steps computed although the schedule would have predicted them, with reasons."""
+        counts: Counter[str] = Counter()
+        for fallback in (f for t in self.trajectories for s in t.segments for f in s.fallbacks):
+            counts[fallback.reason] += fallback.count
+        return [f"{count}x: {reason}" for reason, count in counts.items()]
 
     @property
     def reason(self) -> str | None:

@@ -76,7 +76,7 @@ def _write_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
 
     width, height = (n + n % 2 for n in frames[0].size)  # 4:2:0 chroma needs even sizes
     with av.open(str(path), "w") as container:
-        codec = _codec()
+        codec = mp4_codec()
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if codec == "libx264":
@@ -92,7 +92,7 @@ def _write_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _codec() -> str:
+def mp4_codec() -> str:
     import av
 
     for name in ("libx264", "h264"):

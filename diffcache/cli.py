@@ -1,0 +1,298 @@
+"""The command line: ``diffcache sample | methods | models | info | doctor``.
+
+Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted. An error is one line
+on stderr. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from . import __version__
+from .errors import ConfigError, ScheduleFileError, UnsupportedModelError, unknown
+
+if TYPE_CHECKING:
+    from .media.runs import Run
+    from .media.session import Session
+    from .methods import MethodConfig
+
+Facts = list[tuple[str, str]]
+
+app = typer.Typer(
+    name="diffcache",
+    help="Diffusion models sample faster when what barely changes is predicted instead of computed.",
+    epilog="Try first:\n\n  diffcache sample --compare\n\nEvery command explains itself: diffcache sample --help",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_state = {"debug": False}
+
+
+def _debug(value: bool) -> None:
+    _state["debug"] = _state["debug"] or value
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"diffcache {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  diffcache sample --compare\n\n"
+    "  diffcache sample --model tiny-world --actions F8L8R8 --out out/walk.gif\n\n"
+    "  diffcache sample --model tiny-wan --prompt 'turns left' --method interval:interval=4 --out out/turn.mp4\n\n"
+    "  diffcache sample --method worldcache --set computed=0.25 --set max_skip=6 --steps 50 --compare\n\n"
+    "  diffcache sample --model wan2.1 --prompt 'a cat surfing' --device cuda --out out/cat.mp4"
+)
+def sample(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Zoo name (see: diffcache models), folder of a pipeline, or hub id.")
+    ] = "tiny-world",
+    method: Annotated[
+        str, typer.Option(help="Name with optional preset or fields, worldcache:computed=0.25, or a .yaml/.json file.")
+    ] = "worldcache",
+    prompt: Annotated[str | None, typer.Option(help="What to show; a class number for class-to-image models.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    actions: Annotated[
+        str | None,
+        typer.Option(
+            help="World models: F forward, B back, L/R turn, A/D step left/right, N nothing, with counts: F8L4."
+        ),
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Start picture of image-to-video and world models.")] = None,
+    clip: Annotated[int | None, typer.Option(help="World models: number of the recorded clip to start from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Video frames.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default the fastest one.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated (diffcache methods)."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write: .png, .gif or .mp4.", show_default="out/<model>.png"),
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames per second of .gif and .mp4.")] = 8.0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Dense and accelerated of one seed in one picture, timed in turn.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="With --compare: timed runs of each side; medians are shown.")] = 2,
+    debug: Debug = False,
+) -> None:
+    """Sample a model with a method and write a picture or a video.
+
+    With --compare one seed is sampled densely and with the method, and the picture shows both side by side.
+
+    It also shows the measured speed-ups, PSNR and SSIM, and which steps were computed and which predicted.
+    """
+    from .media.request import Request
+    from .media.session import check_model, open_session, short_name
+    from .media.terminal import say, summarise
+    from .media.writing import check_target
+
+    for name, value in (("fps", fps), ("repeats", repeats)):
+        if not 1 <= value <= 1000:
+            raise ConfigError(f"{name}: {value} is out of range, must be from 1 to 1000")
+    check_model(model)
+    request = Request(prompt, negative_prompt, actions, image, clip, steps, seed, guidance, height, width, frames)
+    target = check_target(out or Path("out") / f"{short_name(model)}.png")
+    session = open_session(model, method, settings or [], request, dtype, device)
+    for note in session.call.notes:
+        say(note)
+    facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
+    summarise(session.headline, [*facts, ("written to", str(target))])
+
+
+def _sample(session: Session, target: Path, fps: float) -> Facts:
+    from .media import clip_frames, film_sheet, write
+    from .media.runs import run_once
+    from .media.terminal import StepProgress, console
+
+    with StepProgress(console()) as progress:
+        run = run_once(session.pipe, session.call, session.request.seed, session.config, progress)
+    still = target.suffix.lower() == ".png"
+    write(target, [film_sheet(run.clip, session.headline)] if still else clip_frames(run.clip), fps)
+    return [("time", f"{run.seconds:.2f} s, {run.denoiser_seconds:.2f} s of it in the denoiser"), *_run_facts(run)]
+
+
+def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
+    from .media import comparison_frames, comparison_sheet, write
+    from .media.comparison import compose, psnr_text
+    from .media.runs import run_pair
+    from .media.terminal import StepProgress, console
+
+    with StepProgress(console()) as progress:
+        pair = run_pair(session.pipe, session.call, session.request.seed, session.config, progress, repeats)
+    comparison = compose(session, pair, repeats)
+    still = target.suffix.lower() == ".png"
+    write(target, [comparison_sheet(comparison)] if still else comparison_frames(comparison), fps)
+    times = "{:.2f}x faster: {:.2f} s dense, {:.2f} s {}"
+    return [
+        ("denoiser", times.format(pair.denoiser_speedup, *pair.denoiser, session.config.method)),
+        ("whole pipeline", times.format(pair.pipeline_speedup, *pair.pipeline, session.config.method)),
+        ("against dense", f"PSNR {psnr_text(pair.fidelity.psnr)}, SSIM {pair.fidelity.ssim:.4f}"),
+        *_run_facts(pair.fast),
+    ]
+
+
+def _run_facts(run: Run) -> Facts:
+    facts = [("cached", f"{run.cached_bytes / 1e6:.2f} MB")]
+    facts += [(row.label, f"{row.decisions}  {row.computed} of {len(row.decisions)} computed") for row in run.rows]
+    facts += [("nothing skipped", run.reason)] if run.reason else []
+    return facts + [("computed anyway", text) for text in run.fallbacks]
+
+
+@app.command(epilog="Examples:\n\n  diffcache methods\n\n  diffcache methods worldcache")
+def methods(name: Annotated[str | None, typer.Argument(help="Explain the fields of one method.")] = None) -> None:
+    """List the methods, their fields with defaults, and their presets."""
+    import inspect
+
+    from .media.terminal import say, tabulate
+    from .methods import list_methods
+
+    known = list_methods()
+    if name is None:
+        rows = [(n, c.summary, _fields(c()), ", ".join(c.presets) or "none") for n, c in known.items()]
+        tabulate(("method", "what it does", "fields and defaults (--set FIELD=VALUE)", "presets"), rows)
+    elif name not in known:
+        raise ConfigError(unknown("method", name, known))
+    else:
+        say(f"{name}: {known[name].summary}\n\n{inspect.getdoc(known[name])}\n\nDefaults: {_fields(known[name]())}")
+        for preset, values in known[name].presets.items():
+            say(f"Preset {name}:{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+
+
+def _fields(config: MethodConfig) -> str:
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "method"}
+    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items())
+
+
+@app.command()
+def models() -> None:
+    """List the models known by name. The embedded ones need no network."""
+    from .media.terminal import tabulate
+    from .zoo import list_models
+
+    rows = [(e.name, "embedded" if e.embedded else e.source, e.task, e.description) for e in list_models().values()]
+    tabulate(("model", "source", "task", "what it is"), rows)
+
+
+@app.command(epilog="Examples:\n\n  diffcache info tiny-wan\n\n  diffcache info wan2.1")
+def info(model: Annotated[str, typer.Argument(help="Name from: diffcache models.")]) -> None:
+    """Show what is known about a model, and the exact command that samples it."""
+    from .media.request import example_command
+    from .media.terminal import summarise
+    from .zoo import list_models
+
+    entry = list_models().get(model)
+    if entry is None:
+        raise ConfigError(unknown("model", model, list_models()))
+    size = f"{entry.width} x {entry.height}" + (f", {entry.num_frames} frames" if entry.num_frames > 1 else "")
+    guidance = [] if entry.guidance_scale is None else [("guidance", f"{entry.guidance_scale:g}")]
+    recommended = [(f"for {m}", ", ".join(f"{k}={v}" for k, v in f.items())) for m, f in entry.methods.items()]
+    facts = [("what it is", entry.description), ("source", entry.source), ("pipeline", entry.pipeline)]
+    facts += [("task", entry.task), ("size", size), ("steps", str(entry.num_inference_steps)), *guidance]
+    facts += [(k, str(v)) for k, v in entry.call.items()] + recommended + [("command", example_command(entry))]
+    summarise(entry.name, facts)
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Check the installation: versions, devices, and whether the embedded weights load."""
+    from .media.health import examine
+    from .media.terminal import summarise
+
+    facts, healthy = examine()
+    summarise(f"diffcache {__version__}", facts)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
+        if _state["debug"]:
+            raise
+        code, text = _explain(error)
+        print(f"error: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    _quiet()
+    code = app(args=arguments, prog_name="diffcache", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _quiet() -> None:
+    """Libraries keep their notices and bars for themselves: stderr is for our one line."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for name in ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and one line for an error."""
+    message = " ".join(str(error).split())
+    if hasattr(error, "format_message"):  # the parser's own usage errors
+        return 2, " ".join(error.format_message().split())
+    if isinstance(error, (ConfigError, ScheduleFileError, UnsupportedModelError)):
+        return 2, message
+    if type(error).__name__ == "ModelNotAvailableError":
+        return 1, message
+    if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate" in message.lower():
+        return 1, "out of memory: ask for less (--height, --width, --frames) or try --dtype bfloat16"
+    return 1, f"{type(error).__name__}: {message[:200]} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    main()

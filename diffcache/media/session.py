@@ -1,0 +1,160 @@
+"""A model, a method and a request, checked and loaded: ready to be sampled."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..errors import ConfigError, unknown
+from ..methods import MethodConfig, make_config, parse_settings
+from ..zoo import ModelNotAvailableError, ZooEntry, list_models, load_pipeline
+from ..zoo.loading import WEIGHTS
+from .request import Call, Request, build_call
+
+DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that a sample needs.
+
+    Attributes:
+        model: the name as it was given.
+        pipe: the pipeline, on its device.
+        config: the method.
+        call: arguments of the pipeline's ``__call__``.
+        request: what was asked for.
+    """
+
+    model: str
+    pipe: Any
+    config: MethodConfig
+    call: Call
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """The model's name without folders and owner."""
+        return short_name(self.model)
+
+    @property
+    def headline(self) -> str:
+        """Model, method and `about` in one line."""
+        return f"{self.name} · {self.config.method} · {self.about}"
+
+    @property
+    def about(self) -> str:
+        """The sample in one line, for captions."""
+        place = f"{self.pipe.device.type}, {str(self.pipe.dtype).removeprefix('torch.')}"
+        return " · ".join(
+            filter(None, (f"{self.call.steps} steps", f"seed {self.request.seed}", self.call.about, place))
+        )
+
+
+def open_session(
+    model: str, method: str, settings: Sequence[str], request: Request, dtype: str | None, device: str | None
+) -> Session:
+    """Check every argument, then load the model.
+
+    Args:
+        model: zoo name, folder or hub id.
+        method: name with optional settings, or path of a configuration.
+        settings: ``key=value`` fields of the method, which win over those in ``method``.
+        dtype, device: None picks float32 on the CPU and for embedded models, bfloat16 on CUDA for others.
+
+    Raises:
+        ConfigError, ScheduleFileError: an argument is wrong, or the files of a local model are damaged.
+        ModelNotAvailableError: a hub model that cannot be fetched.
+        UnsupportedModelError: the method cannot be put on this pipeline.
+    """
+    entry = check_model(model)
+    config = method_config(method, settings, entry)
+    where = _device(device)
+    pipe = _load(model, entry, _dtype(dtype, entry, where), where)
+    folder = WEIGHTS / model if entry and entry.embedded else Path(model)
+    return Session(model, pipe, config, build_call(pipe, request, entry, folder), request)
+
+
+def short_name(model: str) -> str:
+    """The last part of a folder or hub id, usable as a file name."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+
+
+def check_model(name: str) -> ZooEntry | None:
+    """The zoo's entry, or None for a folder or hub id; raises ConfigError for a name that can be neither."""
+    models = list_models()
+    if name not in models and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"{unknown('model', name, models)}; or a folder, or a hub id (owner/name)")
+    return models.get(name)
+
+
+def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:
+    """The method's configuration; what the zoo recommends for the model holds where the method comes without fields."""
+    try:
+        fields = dict(_setting(text) for text in settings)
+        name, _, given = method.partition(":")
+        if entry is not None and name in entry.methods and not given:
+            return make_config(name, **{**entry.methods[name], **fields})
+        if given and name.isidentifier():
+            return make_config(name, **{**parse_settings(given), **fields})
+        return make_config(method, **fields)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"method: '{method}' has a value that is not readable as YAML") from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"set: '{text}' is not a field, must be KEY=VALUE, e.g. --set max_skip=4")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key.strip()}: '{value}' is not readable as a value, must be YAML") from error
+
+
+def _device(text: str | None) -> torch.device:
+    mps = getattr(torch.backends, "mps", None)
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps is not None and mps.is_available()}
+    if text is None:
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if usable[name]))
+    here = ", ".join(name for name, ok in usable.items() if ok)
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise ConfigError(f"device: '{text}' is not a device, must be one of: {here}") from error
+    if not usable.get(device.type, True) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(f"device: '{text}' is not there, must be one of: {here}")
+    return device
+
+
+def _dtype(text: str | None, entry: ZooEntry | None, device: torch.device) -> torch.dtype | None:
+    if text is None:
+        return torch.bfloat16 if device.type == "cuda" and not (entry and entry.embedded) else None
+    long = next((name for name, short in DTYPES.items() if text in (name, short)), None)
+    if long is None:
+        raise ConfigError(unknown("dtype", text, DTYPES))
+    return getattr(torch, long)
+
+
+def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device: torch.device) -> Any:
+    try:
+        pipe = load_pipeline(model, torch_dtype=dtype, device=device)
+    except ModelNotAvailableError as error:
+        if (entry and entry.embedded) or Path(model).is_dir():
+            # What lies on this disk was named by the user: a damaged file is a wrong argument.
+            raise ConfigError(f"model: {error}") from error
+        raise
+    # Where steps are told by a callback we draw our own bar; else the pipeline's, if there is a terminal to draw it on.
+    told = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+    pipe.set_progress_bar_config(disable=told or not sys.stderr.isatty())
+    return pipe
