@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import HookFunctionReference
 from torch import nn
 
 HOOK_NAME = "diffcache"
@@ -14,6 +17,8 @@ def attach(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME) -> None:
     hook.had_registry = hasattr(module, "_diffusers_hook")
     registry = HookRegistry.check_if_exists_or_initialize(module)
     registry.register_hook(hook, name)
+    if hasattr(hook, "new_forward"):
+        _hold_on(hook.fn_ref)
     _forget_children(module)
 
 
@@ -30,13 +35,35 @@ def detach(module: nn.Module, name: str = HOOK_NAME) -> None:
     if following is not None and following.fn_ref.original_forward is not None:
         # diffusers writes our inner forward over the next hook's own; give it back and hand it the inner one.
         following.fn_ref.forward = kept
-        following.fn_ref.original_forward = inner
+        following.fn_ref.original_forward = inner  # after the line above: on a reference like ours that sets it, too
     if not registry.hooks:
         if not hook.had_forward:
             module.__dict__.pop("forward", None)
         if not hook.had_registry:
             del module._diffusers_hook
     _forget_children(module)
+
+
+def _hold_on(reference: HookFunctionReference) -> None:
+    """Keep our forward where diffusers, removing the hook below ours, would write that hook's inner one over it."""
+    ours = reference.forward
+    del reference.forward
+    reference.__class__ = _HoldingReference
+    reference.ours = ours
+
+
+class _HoldingReference(HookFunctionReference):
+    """A forward that is assigned from outside becomes the one that ours wraps."""
+
+    ours: Any
+
+    @property
+    def forward(self) -> Any:
+        return self.ours
+
+    @forward.setter
+    def forward(self, inner: Any) -> None:
+        self.original_forward = inner
 
 
 def _hook_after(registry: HookRegistry, name: str) -> ModelHook | None:

@@ -208,7 +208,9 @@ def _joinable(results: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _equal(value: Tensor, result: Tensor) -> bool:
-    return value.shape == result.shape and torch.equal(value, result.to(value.dtype))
+    if value.shape != result.shape:
+        return False
+    return torch.allclose(value, result.to(value.dtype), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 _HIDDEN_NAMES = ("hidden_states", "x", "sample", "image", "img")

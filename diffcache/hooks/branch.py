@@ -23,8 +23,8 @@ class Branch:
     """History and predictions of one conditioning. Memory: ``depth`` outputs and a few scalars a token.
 
     The predicted value is a function of the stored ones alone, so everything that can go wrong with a coming run
-    (drift, NaN, collapse) is evaluated on the device when a step is computed, and read once by the host before the
-    next decision: see :meth:`record` and :attr:`pending`.
+    (drift, NaN, collapse) is evaluated on the device when a step is computed, and read once by the host: see
+    :meth:`record` and :attr:`pending`.
     """
 
     def __init__(self, name: str, conditioning: Conditioning, recipe: Recipe, layouts: Sequence[TokenLayout]) -> None:

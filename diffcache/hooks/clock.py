@@ -22,14 +22,17 @@ class Clock:
     jumps back; it ends after its last step. A step ends when the sampler's ``step`` returns; where no sampler is
     known, when the denoiser receives another timestep.
 
+    Args:
+        pipe: the pipeline whose ``scheduler`` is followed; None for a bare denoiser.
+
     Attributes:
         trajectory: number of trajectories begun; a change means that nothing earlier may be used.
         total: number of steps, None while unknown.
         step: 0-based index of the current step.
     """
 
-    def __init__(self, owner: Any = None) -> None:
-        self._owner = weakref.ref(owner) if owner is not None else None
+    def __init__(self, pipe: Any = None) -> None:
+        self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._taps: list[_Tap] = []
         self._listeners: list[Callable[[], None]] = []
         self.trajectory = 0
@@ -111,7 +114,7 @@ class Clock:
 
     def locate(self, timestep: Any) -> int:
         """Step index for a denoiser call that received ``timestep``; begins a trajectory where none is open."""
-        self._follow_owner()
+        self._follow_pipe()
         value = host_value(timestep)
         if not self._open or self._jumped_back(value):
             self.begin(None)
@@ -137,14 +140,15 @@ class Clock:
         self._scheduler = None
         self.step += 1
 
-    def _follow_owner(self) -> None:
+    def _follow_pipe(self) -> None:
         """The user may have put another scheduler into the pipeline since we attached."""
-        owner = self._owner() if self._owner is not None else None
-        current = getattr(owner, "scheduler", None)
-        if owner is not None and self._taps and current is not self._taps[0].scheduler:
-            self.watch(current)
-            if getattr(current, "timesteps", None) is not None:
-                self.begin(len(current.timesteps), current)
+        pipe = self._pipe() if self._pipe is not None else None
+        current = getattr(pipe, "scheduler", None)
+        if current is None or (self._taps and current is self._taps[0].scheduler):
+            return
+        self.watch(current)
+        if getattr(current, "timesteps", None) is not None:
+            self.begin(len(current.timesteps), current)
 
     def _start(self, timestep: Any, value: float | None) -> None:
         self._started = True

@@ -70,6 +70,7 @@ class DenoiserHook(ModelHook):
             self.abort()
             raise
         branch.mark(step, FULL)
+        self.segment.settle(step)
         return result
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -89,7 +90,7 @@ class DenoiserHook(ModelHook):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None, step, False
             segment, step = self._locate(timestep)
-        compute = segment.decide(step, self.weights.fingerprint())
+        compute = segment.decide(step, self.weights.fingerprint)
         return branch, step, not compute and self._can_predict(branch, step, inputs)
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:

@@ -34,7 +34,8 @@ class Handle:
     ) -> None:
         self.owner = owner
         self.recipe = recipe
-        self.clock = Clock(owner)
+        # A pipeline's user may swap its scheduler later; a bare model has none.
+        self.clock = Clock(None if isinstance(owner, nn.Module) else owner)
         self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {
             name: (model, DenoiserHook(name, model, anatomy, recipe, self.clock, boundary))
             for name, (model, anatomy) in denoisers.items()

@@ -68,10 +68,11 @@ class Segment:
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
-    def decide(self, step: int, weights: Any) -> bool:
-        """Whether ``step`` is computed. Reads the device at most once, and only after a computed step."""
+    def decide(self, step: int, fingerprint: Callable[[], Any]) -> bool:
+        """Whether ``step`` is computed; ``fingerprint`` tells whether the weights are still the same."""
         if step != self.deciding:
             self._read_plans()
+            weights = fingerprint()
             changed = self.deciding >= 0 and weights != self.weights
             if changed:
                 self._forget_all(step, "weights or adapters changed")
@@ -85,6 +86,14 @@ class Segment:
         for branch in self.branches.values():
             branch.forget()
             branch.fall_back(step, reason)
+
+    def settle(self, step: int) -> None:
+        """A branch computed ``step``: once all that were called in the step before have, read their plans.
+
+        So the read belongs to the computed step; a branch that stays away this time is read at the next decision.
+        """
+        if not any(branch.last_step == step - 1 for branch in self.branches.values()):
+            self._read_plans()
 
     def _read_plans(self) -> None:
         waiting = [branch for branch in self.branches.values() if branch.pending is not None]

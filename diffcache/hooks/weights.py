@@ -8,23 +8,37 @@ from torch import nn
 
 
 class WeightsWatch:
-    """A cheap fingerprint of a model's weights: version counters, and the state of PEFT adapters if there are any."""
+    """A cheap fingerprint of a model's weights: version counters, identities, and the state of PEFT adapters."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._adapters: Any = ()
+        self._adapters: tuple[Any, ...] | None = None
         self._layers: list[nn.Module] = []
-        self._parameters = list(model.parameters())
+        self._slots: list[tuple[dict[str, Any], str]] = []
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """Equal while nothing changed in place and no adapter was loaded, removed, switched or rescaled."""
+        """Equal while nothing changed in place, was replaced, and no adapter was loaded, switched or rescaled.
+
+        Moving weights between devices changes nothing: that is what offloading does.
+        """
         adapters = tuple(getattr(self._model, "peft_config", None) or ())
         if adapters != self._adapters:
             self._adapters = adapters
-            self._parameters = list(self._model.parameters())
-            self._layers = [m for m in self._model.modules() if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
+            self._walk()
         state = tuple(
             (tuple(m.active_adapters), tuple(m.scaling.items()), tuple(getattr(m, "merged_adapters", ())))
             for m in self._layers
         )
-        return adapters, state, sum(0 if p.is_inference() else p._version for p in self._parameters)
+        return adapters, state, sum(_stamp(slots.get(name)) for slots, name in self._slots)
+
+    def _walk(self) -> None:
+        modules = list(self._model.modules())
+        self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
+        self._slots = [(m._parameters, name) for m in modules for name in m._parameters]
+
+
+def _stamp(parameter: nn.Parameter | None) -> int:
+    # A parameter that is offloaded stands on the meta device, and a new one stands there each time.
+    if parameter is None or parameter.is_meta or parameter.is_inference():
+        return 0
+    return id(parameter) + parameter._version
