@@ -1,0 +1,339 @@
+"""The command line as other programs see it: exit codes, one line of error, files that can be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import diffcache
+from diffcache import cli
+from diffcache.zoo.loading import WEIGHTS
+
+ROOT = Path(diffcache.__file__).parents[1]
+# One thread: these models are tiny, and the tests may share their cores. Offline: no test may wait for a network.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+# Importing torch and diffusers takes seconds, so one process does it and forks for every command line. Each command
+# still runs in a process of its own, with its own streams and exit code.
+FORKER = """
+import json, os, sys
+from diffcache import cli
+import diffcache.media.session, diffcache.media.runs, diffcache.zoo.world, diffusers.loaders
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(job["folder"])
+        for number in (1, 2):
+            os.dup2(os.open(job["streams"][number - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        cli.main(job["arguments"])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line of error; anything else on stderr, or a traceback anywhere, fails."""
+        assert self.code != 0, self.out
+        assert "Traceback" not in self.out + self.err
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def forker():
+    if not hasattr(os, "fork"):
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(forker, tmp_path):
+    def call(*arguments: str) -> Answer:
+        if forker is None:
+            return direct(*arguments, folder=tmp_path)
+        streams = [str(tmp_path / name) for name in (".stdout", ".stderr")]
+        job = {"folder": str(tmp_path), "arguments": arguments, "streams": streams}
+        forker.stdin.write(json.dumps(job) + "\n")
+        forker.stdin.flush()
+        code = int(forker.stdout.readline())
+        return Answer(code, *(Path(s).read_text(encoding="utf-8") for s in streams))
+
+    return call
+
+
+def direct(*arguments: str, folder: Path, module: str = "diffcache.cli") -> Answer:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=folder, env=ENVIRONMENT
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_need_no_torch(tmp_path):
+    answer = direct("--help", folder=tmp_path)
+    assert (answer.code, answer.err) == (0, "")
+    assert "diffcache sample --compare" in answer.out
+    code = "import sys; from diffcache import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, cwd=tmp_path).returncode == 0
+    assert direct("--version", folder=tmp_path, module="diffcache").out.strip() == f"diffcache {diffcache.__version__}"
+
+
+def test_help_of_sample_teaches(run):
+    answer = run("sample", "--help")
+    assert answer.code == 0
+    assert "Examples" in answer.out
+    for option in ("--actions", "--compare", "--set", "--prompt", "--out"):
+        assert option in answer.out
+
+
+def test_without_arguments_it_shows_help(run):
+    answer = run()
+    assert (answer.code, answer.err) == (0, "")
+    assert "Usage" in answer.out
+
+
+def test_methods_and_models_are_listed(run):
+    answer = run("methods")
+    assert answer.code == 0
+    for name, config in diffcache.list_methods().items():
+        assert name in answer.out
+        assert all(preset in answer.out for preset in config.presets)
+    assert "max_skip=" in answer.out
+    assert "threshold:" in run("methods", "worldcache").out
+    answer = run("models")
+    assert answer.code == 0
+    assert all(name in answer.out for name in diffcache.list_models())
+
+
+def test_info_names_the_command(run):
+    answer = run("info", "wan2.1")
+    assert answer.code == 0
+    assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in answer.out
+    assert "diffcache sample --model wan2.1" in answer.out
+
+
+def test_doctor_loads_the_embedded_models(run):
+    answer = run("doctor")
+    assert answer.code == 0, answer.out
+    assert answer.out.count("loads") == 2
+
+
+# -- wrong arguments ---------------------------------------------------------------------------------------------------
+
+BAD = {
+    "model": (["--model", "tiny-wrld"], "unknown model 'tiny-wrld': did you mean 'tiny-world'?"),
+    "method": (["--method", "wordcache"], "unknown method 'wordcache': did you mean 'worldcache'?"),
+    "field": (["--set", "treshold=0.1"], "unknown field 'treshold': did you mean 'threshold'?"),
+    "field in method": (["--method", "interval:intervall=2"], "unknown field 'intervall': did you mean 'interval'?"),
+    "preset": (["--method", "worldcache:ether"], "no preset 'ether', known: aether"),
+    "setting": (["--set", "max_skip"], "set: 'max_skip' is not a field, must be KEY=VALUE"),
+    "value": (["--set", "warmup=-1"], "warmup: -1 is out of range"),
+    "value in method": (["--method", "interval:interval=0"], "interval: 0 is out of range"),
+    "not a number": (["--set", "computed=.nan"], "computed: nan is out of range"),
+    "method file": (["--method", "none.yaml"], "none.yaml: No such file"),
+    "steps 0": (["--steps", "0"], "steps: 0 is out of range, must be a whole number >= 1"),
+    "steps -4": (["--steps", "-4"], "steps: -4 is out of range"),
+    "steps ten": (["--steps", "ten"], "'ten' is not a valid int"),
+    "seed": (["--seed", "-1"], "seed: -1 is out of range"),
+    "guidance": (["--guidance", "nan"], "guidance: nan is out of range"),
+    "height": (["--height", "0"], "height: 0 is out of range"),
+    "fps": (["--fps", "0"], "fps: 0.0 is out of range"),
+    "suffix": (["--out", "a.bmp"], "out: 'a.bmp' has the suffix '.bmp', must end in .png, .gif or .mp4"),
+    "no suffix": (["--out", "a"], "out: 'a' has no suffix"),
+    "no folder": (["--out", ".stdout/a.png"], "out: '.stdout/a.png' cannot be written"),
+    "actions": (["--actions", "F8Z"], "actions: unknown 'Z' at position 3; known letters are F (forward)"),
+    "no actions": (["--actions", " "], "actions: the string is empty"),
+    "image": (["--image", "none.png"], "image: 'none.png' cannot be read"),
+    "dtype": (["--dtype", "float8"], "unknown dtype 'float8'"),
+    "device": (["--device", "tpu"], "device: 'tpu' is not a device, must be one of: cpu"),
+    "option": (["--stepz", "4"], "No such option: --stepz"),
+    "clip": (["--clip", "9999"], "clip: 9999 is out of range"),
+    "prompt of a world": (["--prompt", "a cat"], "prompt: 'a cat' cannot be used, WorldPipeline takes no prompt"),
+    "size of a world": (["--width", "640"], "width: 640 cannot be used"),
+    "actions of a video": (["--model", "tiny-wan", "--actions", "F8"], "actions: 'F8' cannot be used, WanPipeline"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_arguments_answer_with_one_line_and_exit_2(run, case, tmp_path):
+    arguments, expected = BAD[case]
+    answer = run("sample", *arguments)
+    assert answer.code == 2
+    assert expected in answer.line
+    assert not list(tmp_path.glob("**/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sampel"], "No such command 'sampel'"),
+        (["info", "wan2"], "unknown model 'wan2': did you mean 'wan2."),
+        (["info"], "Missing argument"),
+        (["methods", "wordcache"], "unknown method 'wordcache'"),
+    ],
+)
+def test_other_commands_answer_alike(run, arguments, expected):
+    answer = run(*arguments)
+    assert answer.code == 2
+    assert expected in answer.line
+
+
+def test_a_damaged_weight_file_is_named(run, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "tiny-world", folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    answer = run("sample", "--model", "model", "--steps", "1")
+    assert answer.code == 2
+    assert re.match(r"model: model/transformer/diffusion_pytorch_model.safetensors: the file is damaged", answer.line)
+
+
+def test_a_folder_that_is_no_model_is_a_wrong_argument(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    answer = run("sample", "--model", "empty")
+    assert answer.code == 2
+    assert answer.line.startswith("model: empty")
+
+
+def test_the_module_itself_exits_with_2(tmp_path):
+    answer = direct("sample", "--steps", "0", folder=tmp_path)
+    assert (answer.code, answer.line) == (2, "steps: 0 is out of range, must be a whole number >= 1")
+
+
+# -- what goes wrong although the arguments are right ------------------------------------------------------------------
+
+
+def test_a_hub_model_without_network_names_the_embedded_one(run):
+    answer = run("sample", "--model", "wan2.1", "--prompt", "a cat surfing")
+    assert answer.code == 1
+    assert "wan2.1" in answer.line
+    assert "try --model tiny-wan" in answer.line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (RuntimeError("CUDA out of memory. Tried\nto allocate"), 1, "error: out of memory"),
+        (MemoryError(), 1, "error: out of memory"),
+        (RuntimeError("two\nlines"), 1, "error: RuntimeError: two lines (--debug shows where)"),
+        (diffcache.UnsupportedModelError("no blocks"), 2, "error: no blocks"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_failures_are_one_line(monkeypatch, capsys, error, code, expected):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith(expected)
+    assert err.count("\n") == bool(expected)
+
+
+def test_debug_shows_the_traceback(run):
+    answer = run("--debug", "sample", "--steps", "0")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
+def test_tiny_wan_is_sampled(run, tmp_path, suffix):
+    target = tmp_path / f"new/turn.{suffix}"
+    answer = run("sample", "--model", "tiny-wan", "--prompt", "turns left", "--steps", "4", "--out", str(target))
+    assert (answer.code, answer.err) == (0, "")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", answer.out), "control characters in a pipe"
+    assert re.search(r"\n  cond +FFFF  4 of 4 computed\n  uncond +FFFF", answer.out)
+    assert f"written to       {target}\n" in answer.out
+    check_video(target, 9, (256, 192))
+
+
+def check_video(path: Path, count: int, size: tuple[int, int]) -> None:
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            assert image.width > 8 * 100
+    elif path.suffix == ".gif":
+        with Image.open(path) as image:
+            assert (image.n_frames, image.size) == (count, size)
+    else:
+        import av
+
+        with av.open(str(path)) as container:
+            frames = list(container.decode(video=0))
+        assert (len(frames), (frames[0].width, frames[0].height)) == (count, size)
+
+
+def test_the_default_compares_a_world_with_dense(run, tmp_path):
+    answer = run("sample", "--steps", "6", "--actions", "F4L4", "--compare", "--repeats", "1")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(r"denoiser +\d+\.\d\dx faster: ", answer.out)
+    assert re.search(r"whole pipeline +\d+\.\d\dx faster: ", answer.out)
+    assert re.search(r"PSNR \d+\.\d dB, SSIM [01]\.\d{4}", answer.out)
+    assert re.search(r"cond +FFF[Fc]{2}F  \d of 6 computed", answer.out)
+    with Image.open(tmp_path / "out" / "tiny-world.png") as image:
+        assert image.width >= 900
+        assert image.height >= 600
+
+
+def test_comparison_moves(run, tmp_path):
+    arguments = ["--model", "tiny-wan", "--method", "interval", "--set", "interval=2", "--steps", "6", "--compare"]
+    answer = run("sample", *arguments, "--repeats", "1", "--out", "pair.gif")
+    assert (answer.code, answer.err) == (0, "")
+    with Image.open(tmp_path / "pair.gif") as image:
+        assert image.n_frames == 9
+        assert image.width > 2 * 320
+
+
+def test_one_seed_gives_one_picture(run, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        arguments = ["--actions", "F2", "--steps", "2", "--method", "none", "--seed", seed, "--out", f"{name}.gif"]
+        assert run("sample", *arguments).code == 0
+    a, b, c = ((tmp_path / f"{name}.gif").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_folder_of_a_bare_pipeline_is_sampled(run, tmp_path):
+    from .models import dit_pipeline
+
+    dit_pipeline().save_pretrained(tmp_path / "dit")
+    answer = run("sample", "--model", "dit", "--prompt", "1", "--steps", "4", "--compare", "--repeats", "1")
+    assert (answer.code, answer.err) == (0, "")
+    with Image.open(tmp_path / "out" / "dit.png") as image:
+        assert image.width >= 900

@@ -1,0 +1,295 @@
+"""Laws of the predictors: what each is exact on, and that the forms of one prediction agree."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffcache.kernels import combine
+from diffcache.methods import PREDICTORS
+from diffcache.predictors import (
+    Hermite,
+    Heterogeneous,
+    History,
+    Horizon,
+    Modality,
+    Taylor,
+    TokenLayout,
+    Trend,
+    energy,
+    measure,
+    weights,
+)
+
+from .models import normal
+
+
+def fitted(predictor, values, times, steps=None):
+    """(history, moments, fit) of values at times, oldest first."""
+    history = History(predictor.depth)
+    for value, time in zip(values, times, strict=True):
+        history.push(value, time)
+    steps = list(steps or times)[::-1][: predictor.depth]
+    gaps = [float(a - b) for a, b in zip(steps, steps[1:], strict=False)]
+    moments = measure(history.values, history.gaps, gaps, TokenLayout(-1))
+    return history, moments, predictor.fit([moments])
+
+
+def predict(predictor, values, times, ahead, limit=4, steps=None, steps_ahead=None):
+    history, _, fit = fitted(predictor, values, times, steps)
+    slopes = fit.slopes(0, Horizon(float(steps_ahead or ahead), float(ahead), limit))
+    coefficients = weights(slopes, history.gaps)
+    return combine(history.values[: len(coefficients)], coefficients)
+
+
+@pytest.mark.parametrize("times", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 7], [-1.0, -0.9, -0.5, -0.45, -0.2]])
+@pytest.mark.parametrize("order", range(5))
+def test_taylor_is_exact_on_polynomials_at_any_times(order, times):
+    rows = normal(order + 1, 2, 7, 3, seed=order).double()
+    curve = lambda t: sum(row * t**p for p, row in enumerate(rows)).float()  # noqa: E731
+    predictor = Taylor(order)
+    for ahead in (0.1, 0.25) if times[0] < 0 else (1, 2, 3):
+        found = predict(predictor, [curve(t) for t in times], times, ahead)
+        wanted = curve(times[-1] + ahead)
+        assert (found - wanted).norm() <= 2e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_taylor_is_no_better_than_its_order(order):
+    curve = lambda t: torch.full((1, 1, 1), float(t ** (order + 1)))  # noqa: E731
+    found = predict(Taylor(order), [curve(t) for t in range(5)], range(5), 2)
+    assert abs(found.item() - 6 ** (order + 1)) > 1
+
+
+def test_taylor_lowers_its_order_while_little_is_stored():
+    values = [normal(1, 4, 3, seed=s) for s in range(2)]
+    assert torch.equal(predict(Taylor(3), values[:1], [0], 2), values[0])
+    torch.testing.assert_close(predict(Taylor(3), values, [0, 1], 2), 3 * values[1] - 2 * values[0])
+
+
+@pytest.mark.parametrize("gaps", [(1, 1), (2, 2), (3, 1), (1, 4)])
+@pytest.mark.parametrize("ratio", [0.2, 0.7, 0.95, 1.0])
+def test_trend_is_exact_on_geometric_velocities(ratio, gaps):
+    """v(s+1) = r v(s). Exact for equal gaps of one step; for other gaps the ratio is measured over the gap."""
+    start, velocity = normal(1, 5, 4, seed=1), normal(1, 5, 4, seed=2)
+    position = lambda s: start + velocity * sum(ratio**j for j in range(s))  # noqa: E731
+    times = [0, gaps[0], gaps[0] + gaps[1]]
+    found = predict(Trend(), [position(t) for t in times], times, 3)
+    wanted = position(times[-1] + 3)
+    if ratio == 1.0 or gaps == (1, 1):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    else:  # the mean velocity over a gap is not the newest one
+        reuse = (position(times[-1]) - wanted).norm()
+        assert (found - wanted).norm() < reuse
+
+
+def test_trend_reuses_what_turns_back_and_goes_on_with_what_goes_on():
+    y = torch.zeros(1, 3, 2)
+    step = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
+    turn = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]])  # straight, back, at a right angle
+    found = predict(Trend(share=0), [y, y + step, y + step + turn], [0, 1, 2], 2)
+    wanted = (y + step + turn).clone()
+    wanted[0, 0, 0] += 2.0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+
+
+def test_trend_never_accelerates():
+    """A velocity that grew is continued as it is, never blown up."""
+    y = [torch.tensor([[[0.0]]]), torch.tensor([[[1.0]]]), torch.tensor([[[4.0]]])]
+    for ahead in (1, 2, 5):
+        assert predict(Trend(share=0), y, [0, 1, 2], ahead).item() <= 4.0 + 3.0 * ahead + 1e-5
+
+
+def test_trend_with_infinite_share_has_one_ratio_a_sample():
+    values = [normal(2, 9, 4, seed=s) for s in range(3)]
+    _, _, fit = fitted(Trend(share=math.inf), values, [0, 1, 2])
+    assert fit.ratio[0].numel() == 2
+    _, _, alone = fitted(Trend(share=0), values, [0, 1, 2])
+    assert alone.ratio[0].numel() == 18
+    assert ((alone.ratio[0] >= 0) & (alone.ratio[0] <= 1)).all()
+
+
+def test_trend_shares_between_the_tokens_of_a_sample_only():
+    values = [normal(2, 9, 4, seed=s) for s in range(3)]
+    other = [torch.cat([v[:1], 100 * v[1:]]) for v in values]
+    _, _, fit = fitted(Trend(), values, [0, 1, 2])
+    _, _, changed = fitted(Trend(), other, [0, 1, 2])
+    assert torch.equal(fit.ratio[0][0], changed.ratio[0][0])
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_every_predictor_keeps_a_constant(name):
+    value = normal(2, 5, 4, seed=1)
+    found = predict(PREDICTORS[name](2), [value] * 5, [0, 1, 3, 4, 6], 3)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "taylor", "hermite", "trend"])
+def test_every_forecaster_is_exact_on_a_line(name):
+    a, b = normal(2, 5, 4, seed=1), normal(2, 5, 4, seed=2)
+    times = [0, 1, 3, 4, 6]
+    found = predict(PREDICTORS[name](2), [a + t * b for t in times], times, 3)
+    torch.testing.assert_close(found, a + 9 * b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_prediction_scales_and_shifts_with_its_history(name):
+    """f(c y + d) = c f(y) + d for a power of two c; no predictor knows an absolute size."""
+    values = [normal(2, 6, 8, seed=s) for s in range(5)]
+    times = [0, 1, 3, 4, 6]
+    found = predict(PREDICTORS[name](2), values, times, 2)
+    scaled = predict(PREDICTORS[name](2), [8 * v for v in values], times, 2)
+    torch.testing.assert_close(scaled, 8 * found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_horizons_with_a_leading_axis_equal_one_at_a_time(name):
+    """The plan made at the computed step is about the predictions that are made later."""
+    values = [normal(2, 6, 8, seed=s) for s in range(5)]
+    _, moments, fit = fitted(PREDICTORS[name](2), values, [0, 1, 3, 4, 6])
+    k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
+    together = fit.slopes(0, Horizon(k, k, 3))
+    coming = energy(moments, together)
+    for i in range(3):
+        single = fit.slopes(0, Horizon(i + 1.0, i + 1.0, 3))
+        for a, b in zip(together, single, strict=True):
+            b = torch.as_tensor(b)
+            torch.testing.assert_close(torch.as_tensor(a)[i].expand_as(b + 0 * torch.as_tensor(a)[i]), b.expand_as(b + 0 * torch.as_tensor(a)[i]))
+        guess = predict(PREDICTORS[name](2), values, [0, 1, 3, 4, 6], i + 1, limit=3)
+        variance = guess.double().var((1, 2), unbiased=False).float()
+        if coming.dim() == 1:  # reuse: one variance for all horizons
+            torch.testing.assert_close(coming, variance, rtol=1e-4, atol=1e-4)
+        else:
+            torch.testing.assert_close(coming[i], variance, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_equal_slopes():
+    values = [normal(2, 5, 4, seed=s) for s in range(4)]
+    gaps = [2.0, 1.0, 3.0]
+    slopes = [normal(2, 5, 1, seed=9), 0.7, normal(2, 5, 1, seed=8)]
+    direct = values[0] + sum(b * (values[j] - values[j + 1]) / gaps[j] for j, b in enumerate(slopes))
+    torch.testing.assert_close(combine(values, weights(slopes, gaps)), direct, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_sum_to_one():
+    slopes = [normal(2, 5, 1, seed=9), 0.7, normal(2, 5, 1, seed=8)]
+    total = sum(torch.as_tensor(w) for w in weights(slopes, [2.0, 1.0, 3.0]))
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_no_slopes_is_reuse_to_the_bit():
+    value = normal(2, 5, 4, seed=1).to(torch.bfloat16)
+    out = combine([value], weights((), []))
+    assert torch.equal(out, value)
+    assert out.data_ptr() != value.data_ptr()
+
+
+# -- combine -----------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "channel view": lambda t: torch.cat([t, t], dim=1)[:, : t.shape[1]],
+    "expanded": lambda t: t[:, :1].expand_as(t),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_combine_is_rounded_once(dtype, layout):
+    values = [LAYOUTS[layout](normal(2, 4, 5, 3, seed=s).to(dtype)) for s in range(3)]
+    scalars = [normal(2, 1, 5, 3, seed=7), 0.37, normal(2, 1, 5, 3, seed=8)]
+    wanted = sum(v.double() * (w.double() if torch.is_tensor(w) else w) for v, w in zip(values, scalars, strict=True))
+    out = combine(values, scalars)
+    assert out.dtype == dtype
+    # one rounding to dtype, and fp32 rounding of three terms
+    unit = torch.finfo(dtype).eps
+    bound = unit / 2 * wanted.abs() + 4 * torch.finfo(torch.float32).eps * sum(v.double().abs() * 3 for v in values) + 1e-7
+    assert ((out.double() - wanted).abs() <= bound * 1.01).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_combine_writes_into_a_view_and_nothing_beside_it(dtype):
+    values = [normal(2, 4, 5, seed=s).to(dtype) for s in range(3)]
+    kept = [v.clone() for v in values]
+    target = torch.full((2, 9, 5), 7.0, dtype=dtype)
+    view = target.narrow(1, 3, 4)
+    assert combine(values, [0.5, 0.25, 0.25], out=view).data_ptr() == view.data_ptr()
+    assert torch.equal(view, combine(values, [0.5, 0.25, 0.25]))
+    assert (target[:, :3] == 7).all()
+    assert (target[:, 7:] == 7).all()
+    assert all(torch.equal(a, b) for a, b in zip(values, kept, strict=True))
+
+
+def test_combine_of_a_weight_that_is_zero_hides_no_nan():
+    bad = torch.full((1, 2, 3), math.nan)
+    assert not combine([torch.ones(1, 2, 3), bad], [1.0, torch.zeros(1, 2, 1)]).isfinite().any()
+
+
+# -- history and layout ------------------------------------------------------------------------------------------------
+
+
+def test_history_is_a_ring_of_copies():
+    history = History(2)
+    value = torch.ones(3)
+    history.push(value, 0.0)
+    value.zero_()
+    assert torch.equal(history.values[0], torch.ones(3))
+    pointers = set()
+    for t in range(1, 9):
+        history.push(torch.full((3,), float(t)), float(t))
+        pointers |= {v.data_ptr() for v in history.values}
+    assert [v[0].item() for v in history.values] == [8.0, 7.0]
+    assert history.times == [8.0, 7.0]
+    assert history.gaps == [1.0]
+    assert len(pointers) == 2  # written in place: no allocation after the ring is full
+    assert history.nbytes == 2 * 3 * 4
+    history.clear()
+    assert (len(history), history.nbytes) == (0, 0)
+
+
+def test_history_refuses_no_depth():
+    with pytest.raises(ValueError, match="depth"):
+        History(0)
+
+
+def test_taylor_refuses_an_order_out_of_range():
+    with pytest.raises(ValueError, match="order"):
+        Taylor(5)
+
+
+def test_layout_sums_features_of_each_position():
+    x = normal(2, 4, 3, 6, 8, seed=1)
+    layout = TokenLayout(1)
+    torch.testing.assert_close(layout.per_token(x), x.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2), (3, 1, 4)])
+def test_layout_gives_one_number_to_a_patch_and_keeps_the_mean(patch):
+    x = normal(2, 4, 3, 6, 8, seed=1)
+    plain, pooled = TokenLayout(1).per_token(x), TokenLayout(1, patch=patch).per_token(x)
+    assert pooled.shape == plain.shape
+    torch.testing.assert_close(pooled.mean((2, 3, 4)), plain.mean((2, 3, 4)))
+    full = (1,) * (3 - len(patch)) + patch
+    first = pooled[:, :, : full[0], : full[1], : full[2]]
+    torch.testing.assert_close(first, first[:, :, :1, :1, :1].expand_as(first))
+
+
+def test_layout_of_a_grid_without_whole_patches_counts_positions():
+    x = normal(1, 4, 3, 5, 7, seed=1)
+    assert torch.equal(TokenLayout(1, patch=(1, 2, 2)).per_token(x), x.sum(1, keepdim=True))
+
+
+def test_layout_splits_modalities_without_a_copy():
+    x = normal(1, 7, 3, seed=1)
+    parts = TokenLayout(1, (Modality("a", 0, 3), Modality("b", 3, None))).split(x)
+    assert [p.shape[1] for p in parts] == [3, 4]
+    assert all(p.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for p in parts)
+
+
+def test_heterogeneous_and_hermite_need_three_outputs():
+    assert Heterogeneous().least == Hermite().least == Trend().least == 3
+    assert Taylor(2).least == 1

@@ -1,0 +1,197 @@
+"""Laws of the schedules: pure decisions, without a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from diffcache.schedules import ChaoticSkipping, Explicit, Guarded, Interval, PowerLaw, Schedule, power_law, streak
+
+
+def trace(schedule, total, drift=None, branches=1, error=math.nan):
+    """The decisions of a trajectory in which every computed step of three or more makes a plan."""
+    schedule.start(total)
+    letters, computed = "", 0
+    for step in range(total):
+        if schedule.wants_compute(step):
+            schedule.computed(step)
+            computed += 1
+            letters += "F"
+            if schedule.wants_drift and computed >= 3:
+                ahead = schedule.reach(step)
+                for _ in range(branches):
+                    schedule.plan([drift(k) for k in range(1, ahead + 1)], error)
+        else:
+            letters += "c"
+    return letters
+
+
+ALL = {
+    "interval": lambda **k: Interval(3, **k),
+    "explicit": lambda **k: Explicit([4, 9], **k),
+    "powerlaw": lambda **k: PowerLaw(0.3, 1.5, **k),
+    "chaotic": lambda **k: ChaoticSkipping(1.0, **{"warmup": 3, "max_skip": 99, **k}),
+    "guarded": lambda **k: Guarded(0.3, 1.5, 0.5, **{"warmup": 3, **k}),
+}
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 20, 50])
+@pytest.mark.parametrize("name", ALL)
+def test_warmup_cooldown_and_max_skip_are_kept(name, total):
+    for warmup in (1, 3, 6):
+        for cooldown in (0, 1, 4):
+            for max_skip in (0, 1, 2, 5):
+                schedule = ALL[name](warmup=warmup, cooldown=cooldown, max_skip=max_skip)
+                letters = trace(schedule, total, lambda k: 0.1)
+                assert set(letters[:warmup]) <= {"F"}
+                assert set(letters[total - cooldown :] if cooldown else "") <= {"F"}
+                assert "c" * (max_skip + 1) not in letters
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_unknown_total_computes_everything(name):
+    schedule = ALL[name]()
+    schedule.start(None)
+    for step in range(30):
+        assert schedule.wants_compute(step)
+        schedule.computed(step)
+        assert schedule.reach(step) == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reach_is_the_run_that_follows_without_a_plan(name):
+    schedule = ALL[name]()
+    schedule.start(30)
+    for step in range(30):
+        if schedule.wants_compute(step):
+            schedule.computed(step)
+            reach, last = schedule.reach(step), step
+        else:
+            assert step - last <= reach
+        if step - last == reach and step + 1 < 30:
+            assert schedule.wants_compute(step + 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_restarted_schedule_decides_alike(name):
+    schedule = ALL[name]()
+    first = trace(schedule, 30, lambda k: 0.2)
+    trace(schedule, 17, lambda k: 3.0, error=5.0)
+    assert trace(schedule, 30, lambda k: 0.2) == first
+
+
+def test_the_base_schedule_skips_all_but_the_edges():
+    assert trace(Schedule(2, 1), 6) == "FFcccF"
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 7])
+def test_interval(interval):
+    letters = trace(Interval(interval, warmup=2, cooldown=0), 40)
+    computed = [i for i, letter in enumerate(letters) if letter == "F"]
+    assert all(b - a == interval for a, b in zip(computed[1:], computed[2:], strict=False))
+
+
+def test_explicit_computes_the_listed_steps_and_no_other():
+    assert trace(Explicit([0, 4, 5]), 8) == "FcccFFcF"
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 12, 20, 50, 1000])
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 1.5, 4.0, 10.0])
+@pytest.mark.parametrize("warmup", [1, 3, 10])
+def test_power_law_places_what_was_asked_for(total, alpha, warmup):
+    for computed in (1, 2, 4, 9, 15, 60, 0.1, 0.3, 0.9):
+        steps = power_law(total, computed, alpha, warmup)
+        count = round(computed * total) if computed < 1 else computed
+        first = min(warmup, total)
+        assert len(steps) == min(max(count, first), total)
+        assert steps == sorted(set(steps))
+        assert steps[:first] == list(range(first))
+        assert steps[-1] < total
+        if count > first:
+            assert steps[-1] == total - 1
+
+
+def test_alpha_one_is_even_and_larger_alpha_is_earlier():
+    even = power_law(50, 15, 1.0, 3)
+    gaps = [b - a for a, b in zip(even[2:], even[3:], strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    sums = [sum(power_law(50, 15, alpha, 3)) for alpha in (0.7, 1.0, 1.5, 2.0, 3.0)]
+    assert sums == sorted(sums, reverse=True)
+    late = power_law(50, 15, 1.7, 3)
+    gaps = [b - a for a, b in zip(late[2:], late[3:], strict=False)]
+    assert all(b - a >= -1 for a, b in zip(gaps, gaps[1:], strict=False))
+
+
+def test_streak_is_the_smallest_sum_that_reaches_the_threshold():
+    assert streak([0.4] * 4, 1.0) == 3
+    assert streak([0.1] * 4, 1.0) == 4
+    assert streak([5.0] * 4, 1.0) == 1
+    assert streak([], 1.0) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_drift_that_is_no_number_ends_the_run_before_it(bad):
+    assert streak([0.1, bad, 0.1], 1.0) == 1
+    guarded = Guarded(0.1, 1.5, 0.5, warmup=3)
+    guarded.start(30)
+    for step in range(3):
+        guarded.computed(step)
+    guarded.plan([0.1, bad] + [0.1] * 5, math.nan)
+    assert not guarded.wants_compute(3)
+    assert guarded.wants_compute(4)
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_only_ever_adds_computed_steps():
+    placed = trace(Guarded(0.3, 1.5, math.inf, warmup=3), 40, lambda k: 9.0)
+    guarded = trace(Guarded(0.3, 1.5, 0.5, warmup=3), 40, lambda k: 0.2 * k)
+    assert all(b == "F" for a, b in zip(placed, guarded, strict=True) if a == "F")
+    assert guarded.count("F") > placed.count("F")
+    assert trace(PowerLaw(0.3, 1.5, warmup=3), 40) == placed
+
+
+def test_a_smaller_threshold_never_computes_less():
+    counts = [
+        trace(Guarded(0.2, 1.5, threshold, warmup=3), 50, lambda k: 0.1 * k).count("F")
+        for threshold in (math.inf, 1.0, 0.5, 0.3, 0.2, 0.1, 0.0)
+    ]
+    assert counts == sorted(counts)
+    assert counts[-1] == 50
+
+
+def test_a_larger_measured_error_never_computes_less():
+    counts = [
+        trace(Guarded(0.2, 1.5, 0.5, warmup=3), 50, lambda k: 0.1 * k, error=error).count("F")
+        for error in (0.05, 0.2, 1.0, 5.0)
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("error", [0.02, 0.2, 1.0])
+def test_a_branch_that_is_a_copy_of_another_changes_no_decision(error):
+    """Separate guidance with two equal branches decides like the one branch: the gain of a plan is about one run."""
+    drift = lambda k: 0.1 * k**1.5  # noqa: E731
+    one = trace(Guarded(0.2, 1.5, 0.5, warmup=3), 50, drift, branches=1, error=error)
+    two = trace(Guarded(0.2, 1.5, 0.5, warmup=3), 50, drift, branches=2, error=error)
+    assert one == two
+
+
+def test_the_error_is_compared_with_the_drift_that_foretold_it():
+    """Two branches: the second one's error belongs to the run that ended, not to the plan its neighbour just made."""
+    guard = Guarded(0.2, 1.5, 0.5, warmup=3)
+    guard.start(50)
+    for step in range(3):
+        guard.computed(step)
+    for _ in range(2):
+        guard.plan([0.1] * guard.reach(2), math.nan)
+    step = 3
+    while not guard.wants_compute(step):
+        step += 1
+    guard.computed(step)
+    for _ in range(2):  # the error is what the drift foretold; the next run is foretold to be ten times worse
+        guard.plan([1.0] * guard.reach(step), 0.1)
+    assert guard.gain == pytest.approx(1.0)
