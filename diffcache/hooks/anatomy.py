@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors import Modality, TokenLayout
 
+_SAMPLE_NAMES = ("hidden_states", "x", "sample", "latents", "img")
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 _CONDITIONING = re.compile(r"^(encoder_|prompt_|pooled_|class_label|text_|txt|cap_|caption|global_hidden|y$)")
 _NOT_CONDITIONING = re.compile(r"(mask|lens?|ids|seqlen)$")
@@ -28,6 +29,7 @@ class Anatomy:
     Attributes:
         model_class: class name.
         parameters: names of ``forward``'s parameters, in order.
+        sample: name of the parameter that takes the noisy sample.
         timestep: name of the timestep parameter.
         conditioning: names of parameters that tell one branch from another.
         block_lists: names of the module lists that hold the transformer blocks, in order of registration.
@@ -38,6 +40,7 @@ class Anatomy:
 
     model_class: str
     parameters: tuple[str, ...]
+    sample: str
     timestep: str
     conditioning: tuple[str, ...]
     block_lists: tuple[str, ...]
@@ -94,6 +97,7 @@ def inspect_denoiser(model: nn.Module) -> Anatomy:
     return Anatomy(
         model_class=name,
         parameters=parameters,
+        sample=next((p for p in _SAMPLE_NAMES if p in parameters), parameters[0]),
         timestep=timestep,
         conditioning=tuple(p for p in parameters if _CONDITIONING.search(p) and not _NOT_CONDITIONING.search(p)),
         block_lists=tuple(lists),

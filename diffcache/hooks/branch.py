@@ -179,9 +179,9 @@ class Branch:
         tensors = [t for fit in self.fit or [] for t in _held(fit)] + [t for pair in self._spread for t in pair]
         return held + sum(t.numel() * t.element_size() for t in tensors)
 
-    def stats(self, expert: str, share: float) -> SegmentStats:
-        """Numbers of this branch; ``share`` is the cost of a predicted step in block calls (0 for whole-body sites)."""
-        text = "".join(self.decisions)
+    def stats(self, expert: str, steps: int) -> SegmentStats:
+        """Numbers of this branch over the first ``steps`` steps of its segment."""
+        text = "".join(self.decisions).ljust(steps, ABSENT)
         computed, predicted, partial = text.count("F"), text.count("c"), text.count("p")
         calls = max(computed + predicted + partial, 1)
         return SegmentStats(
@@ -191,8 +191,8 @@ class Branch:
             computed=computed,
             predicted=predicted,
             partial=partial,
-            block_share=(computed + share * predicted) / calls,
-            token_share=(computed + share * predicted) / calls,
+            block_share=computed / calls,  # a predicted step of either site runs no block, for no token
+            token_share=computed / calls,
             compute_seconds=self.compute_watch.seconds,
             predict_seconds=self.predict_watch.seconds,
             cached_bytes=self.peak_bytes,

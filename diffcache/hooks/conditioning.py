@@ -44,15 +44,22 @@ class Conditioning:
         )
 
     def same_content(self, other: Conditioning) -> bool:
-        """Same shapes and values: reads the device. For pipelines that build the conditioning anew each step."""
-        return len(self.tensors) == len(other.tensors) and all(
-            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-            for a, b in zip(self.tensors, other.tensors, strict=True)
-        )
+        """Same shapes and values: reads the device. For pipelines that build the conditioning anew each step.
+
+        A tensor that was written to since we saw it is not the same, whatever it holds: the old values are gone.
+        """
+        if len(self.tensors) != len(other.tensors):
+            return False
+        pairs = zip(self.tensors, self.versions, other.tensors, other.versions, strict=True)
+        return all(_equal(a, b) and (a.data_ptr() != b.data_ptr() or i == j) for a, i, b, j in pairs)
 
     def adopt(self, other: Conditioning) -> None:
         """Remember the newest objects that carry this content."""
         self.tensors, self.versions = other.tensors, other.versions
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _tensors(value: Any) -> list[Tensor]:

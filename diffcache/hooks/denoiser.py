@@ -117,11 +117,11 @@ class DenoiserHook(ModelHook):
         """Whether a due prediction is possible; if not, the reason is counted."""
         if not branch.ready:
             branch.fall_back(step, "too few computed steps in this branch")
-        elif branch.signature != _signature(inputs):
+        elif branch.signature != self._signature(inputs):
             branch.forget()
             branch.fall_back(step, "input shape, dtype or device changed")
-        elif torch.is_grad_enabled() and _hidden(inputs).requires_grad:
-            branch.fall_back(step, "the input requires a gradient")
+        elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
+            branch.fall_back(step, "an input requires a gradient")
         elif self._body is not None and not self._body.known:
             branch.fall_back(step, "the body was not captured")
         else:
@@ -142,7 +142,7 @@ class DenoiserHook(ModelHook):
         return result
 
     def _record(self, branch: Branch, step: int, inputs: dict[str, Any], tensors: list[Tensor], template: Any) -> None:
-        signature = _signature(inputs)
+        signature = self._signature(inputs)
         if branch.signature != signature:
             branch.forget()
         branch.signature, branch.template = signature, template
@@ -160,6 +160,13 @@ class DenoiserHook(ModelHook):
             return branch.template.rebuild(values)
         with self._body.replaying(values[0]):
             return self.fn_ref.original_forward(*args, **kwargs)
+
+    def _signature(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
+        """What must not change under a history: shape, dtype and device of the sample, and the kind of return value."""
+        sample, returned = inputs.get(self.anatomy.sample), inputs.get("return_dict", True)
+        if isinstance(sample, (list, tuple)):
+            return tuple(tuple(part.shape) for part in sample), sample[0].dtype, sample[0].device, returned
+        return tuple(sample.shape), sample.dtype, sample.device, returned
 
     def _layouts(self) -> list[Any]:
         return []  # filled at the first record, when the output is known
@@ -199,7 +206,7 @@ class DenoiserHook(ModelHook):
 
     def stats(self) -> list[SegmentStats]:
         segments = [*self.closed, *([self.segment] if self.segment is not None else [])]
-        return [s for segment in segments for s in segment.stats(self.expert, 0.0)]
+        return [s for segment in segments for s in segment.stats(self.expert)]
 
     def idle_reasons(self) -> list[str]:
         """Why each closed segment predicted nothing; empty if one of them did predict."""
@@ -218,19 +225,5 @@ class DenoiserHook(ModelHook):
         detach(model)
 
 
-def _hidden(inputs: dict[str, Any]) -> Tensor:
-    return next(v for v in inputs.values() if isinstance(v, Tensor))
-
-
 def _device(inputs: dict[str, Any]) -> torch.device:
     return next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
-
-
-def _signature(inputs: dict[str, Any]) -> tuple[Any, ...]:
-    """What must not change under a history: shape, dtype and device of the sample, and the kind of return value."""
-    hidden = next((v for v in inputs.values() if isinstance(v, Tensor)), None)
-    if hidden is None:
-        shape: tuple[Any, ...] = ()
-    else:
-        shape = (tuple(hidden.shape), hidden.dtype, hidden.device)
-    return (*shape, inputs.get("return_dict", True))

@@ -139,8 +139,9 @@ class Segment:
         for branch in self.branches.values():
             branch.forget()
 
-    def stats(self, expert: str, share: float) -> list[SegmentStats]:
-        return [branch.stats(expert, share) for branch in self.branches.values()]
+    def stats(self, expert: str) -> list[SegmentStats]:
+        """Numbers of every branch."""
+        return [branch.stats(expert, self.deciding + 1) for branch in self.branches.values()]
 
     @property
     def idle_reason(self) -> str | None:
