@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -133,14 +133,15 @@ def sample(
 
 
 def _sample(session: Session, target: Path, fps: float) -> Facts:
-    from .media import clip_frames, film_sheet, write
+    from .media import brighten_depth, clip_frames, film_sheet, write
     from .media.runs import run_once
     from .media.terminal import StepProgress, console
 
     with StepProgress(console()) as progress:
         run = run_once(session.pipe, session.call, session.request.seed, session.config, progress)
     still = target.suffix.lower() == ".png"
-    write(target, [film_sheet(run.clip, session.headline)] if still else clip_frames(run.clip), fps)
+    (clip,) = brighten_depth([run.clip])
+    write(target, [film_sheet(clip, session.headline)] if still else clip_frames(clip), fps)
     return [("time", f"{run.seconds:.2f} s, {run.denoiser_seconds:.2f} s of it in the denoiser"), *_run_facts(run)]
 
 
@@ -254,7 +255,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             sys.exit(130)
         if _state["debug"]:
             raise
-        code, text = _explain(error)
+        code, text = _explain(error, sys.argv[1:] if arguments is None else arguments)
         print(f"error: {text}", file=sys.stderr)
     sys.exit(code)
 
@@ -276,15 +277,13 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _explain(error: Exception) -> tuple[int, str]:
+def _explain(error: Exception, arguments: list[str]) -> tuple[int, str]:
     """Exit code and one line for an error."""
     message = " ".join(str(error).split())
-    if hasattr(error, "format_message"):  # the parser's own usage errors
-        return 2, " ".join(error.format_message().split())
+    if hasattr(error, "format_message"):
+        return 2, _usage(error, arguments)
     if isinstance(error, (ConfigError, ScheduleFileError, UnsupportedModelError)):
         return 2, message
     if type(error).__name__ == "ModelNotAvailableError":
@@ -292,6 +291,16 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate" in message.lower():
         return 1, "out of memory: ask for less (--height, --width, --frames) or try --dtype bfloat16"
     return 1, f"{type(error).__name__}: {message[:200]} (--debug shows where)"
+
+
+def _usage(error: Any, arguments: list[str]) -> str:
+    """The parser's own errors; it leaves out the value that it could not read."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    pairs = zip(arguments, [*arguments[1:], None], strict=True)
+    value = next((after for before, after in pairs if before in options and after is not None), None)
+    if value is None or not getattr(error, "message", ""):
+        return " ".join(error.format_message().split())
+    return f"{error.param.name}: '{value}' is not right: {' '.join(error.message.split())}"
 
 
 if __name__ == "__main__":

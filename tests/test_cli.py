@@ -29,17 +29,28 @@ ENVIRONMENT = {
 # Importing torch and diffusers takes seconds, so one process does it and forks for every command line. Each command
 # still runs in a process of its own, with its own streams and exit code.
 FORKER = """
-import json, os, sys
+import gc, json, os, sys, traceback
 from diffcache import cli
-import diffcache.media.session, diffcache.media.runs, diffcache.zoo.world, diffusers.loaders
+import diffcache.media.runs, diffcache.media.session, diffcache.media.terminal, diffcache.zoo.world
+import diffusers.loaders, torchmetrics.functional.image
+gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
         os.chdir(job["folder"])
-        for number in (1, 2):
-            os.dup2(os.open(job["streams"][number - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        cli.main(job["arguments"])
+        for number, path in enumerate(job["streams"], 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = 1
+        try:
+            cli.main(job["arguments"])
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # taking all of torch down again would cost a second each time
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -162,7 +173,7 @@ BAD = {
     "method file": (["--method", "none.yaml"], "none.yaml: No such file"),
     "steps 0": (["--steps", "0"], "steps: 0 is out of range, must be a whole number >= 1"),
     "steps -4": (["--steps", "-4"], "steps: -4 is out of range"),
-    "steps ten": (["--steps", "ten"], "'ten' is not a valid int"),
+    "steps ten": (["--steps", "ten"], "steps: 'ten' is not right: "),
     "seed": (["--seed", "-1"], "seed: -1 is out of range"),
     "guidance": (["--guidance", "nan"], "guidance: nan is out of range"),
     "height": (["--height", "0"], "height: 0 is out of range"),

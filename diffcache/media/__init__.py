@@ -2,7 +2,7 @@
 
 from .animation import clip_frames, comparison_frames
 from .comparison import Comparison
-from .frames import Clip, as_frames, read_output
+from .frames import Clip, as_frames, brighten_depth, read_output
 from .sheet import comparison_sheet, film_sheet
 from .strip import StripRow, computed_share, draw_strip, strip_lines, strip_rows
 from .writing import SUFFIXES, check_target, write
@@ -13,6 +13,7 @@ __all__ = [
     "Comparison",
     "StripRow",
     "as_frames",
+    "brighten_depth",
     "check_target",
     "clip_frames",
     "comparison_frames",

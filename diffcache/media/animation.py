@@ -47,8 +47,8 @@ def _frame(c: Comparison, panels: list[tuple[str, str, Clip]], size: tuple[int, 
     """Everything that stands still, and where the panels begin."""
     deep = any(p.depth is not None for _, _, p in panels)
     film = len(panels) * size[0] + (len(panels) - 1) * GAP
-    figures = " · ".join(f"{value} {name}" for value, name in c.figures)
-    width = max(film, 640) + 2 * MARGIN
+    figures = " · ".join(f"{value} {name.split()[0]}" for value, name in c.figures)
+    width = max(film, 652) + 2 * MARGIN
     width += width % 2
     top = HEAD + CAPTION
     below = top + size[1] * (1 + deep) + (GAP if deep else 0) + 20

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .frames import Clip
+from .frames import Clip, brighten_depth
 from .strip import StripRow
 
 if TYPE_CHECKING:
@@ -56,17 +56,19 @@ def compose(session: Session, pair: Pair, repeats: int) -> Comparison:
     seconds = "denoiser {:.2f} s and {:.2f} s, whole pipeline {:.2f} s and {:.2f} s".format(
         *pair.denoiser, *pair.pipeline
     )
+    clips = [pair.dense.clip, pair.fast.clip, session.call.start, session.call.truth]
+    dense, fast, start, truth = brighten_depth(clips)
     return Comparison(
         f"{session.name}: dense and {session.config.method} from the same seed",
         session.about,
         session.config.method,
-        pair.dense.clip,
-        pair.fast.clip,
+        dense,
+        fast,
         figures,
         pair.fast.rows,
         f"Dense and {session.config.method}: {seconds} ({runs}).",
-        session.call.start,
-        session.call.truth,
+        start,
+        truth,
         pair.denoiser,
     )
 

@@ -108,6 +108,14 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(gap * gain, 0, 1), gain
 
 
+def brighten_depth(clips: Sequence[Clip | None]) -> list[Clip | None]:
+    """The clips with their depths scaled by one common factor, so that the farthest point of all is nearly white."""
+    depths = [c.depth for c in clips if c is not None and c.depth is not None]
+    high = max((float(d.max()) for d in depths), default=1.0)
+    scale = 1.0 / max(high, 1e-3)
+    return [c if c is None or c.depth is None else Clip(c.frames, c.depth * scale) for c in clips]
+
+
 def side_by_side(images: Sequence[Image.Image], gap: int = 0, fill: str = "white") -> Image.Image:
     """Pictures of one height in a row."""
     width = sum(i.width for i in images) + gap * (len(images) - 1)

@@ -115,8 +115,8 @@ def run_pair(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
     so that both are timed by the same stopwatch."""
     none = make_config("none")
     short = Call({**call.arguments, "num_inference_steps": min(call.steps, WARMUP_STEPS)})
-    for warm in (none, config):
-        run_once(pipe, short, seed, warm, on_step, "warm-up")
+    for turn, warm in enumerate((none, config), 1):
+        run_once(pipe, short, seed, warm, on_step, f"warm-up {turn}/2")
     dense, fast = [], []
     for turn in range(1, repeats + 1):
         dense.append(run_once(pipe, call, seed, none, on_step, f"dense {turn}/{repeats}"))

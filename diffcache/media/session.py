@@ -147,6 +147,7 @@ def _dtype(text: str | None, entry: ZooEntry | None, device: torch.device) -> to
 
 
 def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device: torch.device) -> Any:
+    _hide_bars(entry)
     try:
         pipe = load_pipeline(model, torch_dtype=dtype, device=device)
     except ModelNotAvailableError as error:
@@ -158,3 +159,16 @@ def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device:
     told = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
     pipe.set_progress_bar_config(disable=told or not sys.stderr.isatty())
     return pipe
+
+
+def _hide_bars(entry: ZooEntry | None) -> None:
+    """The libraries' loading bars are for downloads on a terminal; what ships with the package loads at once."""
+    if sys.stderr.isatty() and not (entry and entry.embedded):
+        return
+    import diffusers
+    import huggingface_hub
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()

@@ -16,7 +16,7 @@ from .strip import computed_share, draw_strip, label_room, strip_height
 COLUMNS, GAP = 8, 6
 FILM = 1344  # width of a film strip, start frame included
 PANEL = 448  # width of a panel where there is only one frame
-HEAD, FIGURES, FOOT = 84, 78, 26
+HEAD, FIGURES, FOOT = 84, 78, 20
 
 
 @dataclass(frozen=True)

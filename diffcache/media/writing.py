@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError
+from .frames import side_by_side
 
 SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -63,10 +63,11 @@ def write(path: str | Path, frames: Sequence[Image.Image], fps: float = 8.0) -> 
 
 
 def _write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
-    import imageio.v3 as imageio
-
-    arrays = np.stack([np.asarray(f.convert("RGB")) for f in frames])
-    imageio.imwrite(path, arrays, plugin="pillow", duration=1000 / fps, loop=0)
+    # One palette for all frames: what stands still stays the same to the bit, so it is stored once.
+    few = [frames[i] for i in range(0, len(frames), -(-len(frames) // 8))]
+    palette = side_by_side(few).quantize(256)
+    indexed = [f.convert("RGB").quantize(palette=palette) for f in frames]
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=1000 / fps, loop=0)
 
 
 def _write_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
