@@ -45,7 +45,7 @@ def _check_number(name: str, value: Any, low: float, high: float, whole: bool) -
     kind = "a whole number" if whole else "a number"
     wanted = f"{kind} from {low:g} to {high:g}" if high < NEVER else f"{kind} >= {low:g}"
     good = isinstance(value, int) if whole else isinstance(value, (int, float))
-    if isinstance(value, bool) or not good or math.isnan(value) or not low <= value <= high:
+    if isinstance(value, bool) or not good or not low <= value <= high:
         raise ConfigError(f"{name}: {value!r} is out of range, must be {wanted}")
 
 

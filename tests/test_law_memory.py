@@ -36,6 +36,10 @@ def test_cached_bytes_equal_the_formula(family, channel, faithful, modalities, d
     assert [s.cached_bytes for s in model.diffcache.stats().segments] == [wanted, wanted]
 
 
+def storages(model):
+    return {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+
 def reachable_tensors(root, stop):
     """Tensors that ``root`` keeps alive, without going through the model itself."""
     seen, found, queue = {id(s) for s in stop}, {}, [root]
@@ -46,6 +50,8 @@ def reachable_tensors(root, stop):
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             found[item.untyped_storage().data_ptr()] = item
+        elif isinstance(item, types.FunctionType):
+            queue += item.__closure__ or ()  # not its globals
         else:
             queue += gc.get_referents(item)
     return found
@@ -57,13 +63,13 @@ def test_what_is_really_held_is_what_is_reported(case):
     name, settings = SKIPPING[case]
     model = accelerate_model(FAMILIES["wan"].build(0), name, **settings)
     (_, hook), = model.diffcache.hooks.values()
-    inputs = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    inputs = storages(model)
     for step in walk_steps("wan", model, 12):
         if step < 6:
             continue
         branches = hook.segment.branches.values()
         given = inputs | {t.untyped_storage().data_ptr() for b in branches for t in b.conditioning.tensors}
-        held = {p: t for p, t in reachable_tensors(hook.segment, []).items() if p not in given}
+        held = {p: t for p, t in reachable_tensors(list(branches), []).items() if p not in given}
         total = sum(t.untyped_storage().nbytes() for t in held.values())
         plans = sum(b.pending.numel() * 4 for b in branches if b.pending is not None)
         assert total - plans == sum(b.nbytes for b in branches)
@@ -102,9 +108,8 @@ def test_nothing_is_held_after_a_pipeline_call(kind):
     gc.collect()
     for _, hook in pipe.diffcache.hooks.values():
         assert hook.segment is None
-        weights = {p.untyped_storage().data_ptr() for _, h in pipe.diffcache.hooks.values() for p in h.weights._parameters}
-        buffers = {b.untyped_storage().data_ptr() for m, _ in pipe.diffcache.hooks.values() for b in m.buffers()}
-        held = set(reachable_tensors([hook.segment, hook.closed, pipe.diffcache.trajectories], [])) - weights - buffers
+        known = {pointer for model, _ in pipe.diffcache.hooks.values() for pointer in storages(model)}
+        held = set(reachable_tensors([hook.segment, hook.closed, pipe.diffcache.trajectories], [])) - known
         assert not held
 
 

@@ -169,7 +169,11 @@ class _ExitHook(ModelHook):
 
 
 class _ExitFinder:
-    """Watches one forward pass for the first module after the last block that receives the blocks' result."""
+    """Watches one forward pass for the first module after the last block that receives the blocks' result.
+
+    A module that receives exactly that value is sure; where the model adds something first (ControlNet after the last
+    block), the first module that receives a tensor of that shape is taken.
+    """
 
     def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
         inside = {id(m) for block in blocks for m in block.modules()}
@@ -179,6 +183,7 @@ class _ExitFinder:
         self._handles: list[Any] = []
         self.module: nn.Module | None = None
         self.value: Tensor | None = None
+        self._sure = False
 
     def install(self) -> None:
         self._handles = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self._watched]
@@ -194,11 +199,13 @@ class _ExitFinder:
         self._results = [*results, *joined]
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._results is None or self.module is not None:
+        if self._results is None or self._sure:
             return
         value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if value is not None and any(_equal(value, result) for result in self._results):
-            self.module, self.value = module, value
+        alike = [result for result in self._results if value is not None and value.shape == result.shape]
+        sure = any(_equal(value, result) for result in alike)
+        if sure or (alike and self.module is None):
+            self.module, self.value, self._sure = module, value, sure
 
 
 def _joinable(results: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -208,8 +215,6 @@ def _joinable(results: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _equal(value: Tensor, result: Tensor) -> bool:
-    if value.shape != result.shape:
-        return False
     return torch.allclose(value, result.to(value.dtype), rtol=0.0, atol=0.0, equal_nan=True)
 
 

@@ -34,6 +34,7 @@ class Clock:
     def __init__(self, pipe: Any = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._taps: list[_Tap] = []
+        self._copies: list[weakref.ref[_Tap]] = []
         self._listeners: list[Callable[[], None]] = []
         self.trajectory = 0
         self._active: Any = None
@@ -63,6 +64,11 @@ class Clock:
         """Detach for good."""
         self.end()
         self.unwatch()
+        for copied in self._copies:
+            tap = copied()
+            if tap is not None:
+                tap.remove()
+        self._copies.clear()
         self._listeners.clear()
 
     # -- a trajectory ----------------------------------------------------------------------------------------------
@@ -215,7 +221,12 @@ class _Tap:
         functools.update_wrapper(self, self.method)  # `inspect.signature` still shows the real one
 
     def install(self) -> None:
-        self._had = self.scheduler.__dict__.get(self.name)
+        present = self.scheduler.__dict__.get(self.name)
+        ours = isinstance(present, _Tap) and present.clock is self.clock
+        if ours:  # a copy of a tapped scheduler, now in the pipeline itself: do not tap a tap
+            present.remove()
+            self.method = present.method
+        self._had = None if ours else present
         self.scheduler.__dict__[self.name] = self
 
     def remove(self) -> None:
@@ -242,6 +253,7 @@ class _Tap:
         tap.scheduler, tap.name, tap.clock, tap._had = copied, self.name, self.clock, None
         tap.method = getattr(type(copied), self.name).__get__(copied)
         functools.update_wrapper(tap, tap.method)
+        self.clock._copies.append(weakref.ref(tap))
         return tap
 
 
@@ -263,14 +275,17 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
 
 
 def _index_of(value: float | None, timesteps: Any) -> int:
-    """Position of ``value`` in the sampler's list; models that take t/1000 are found as well. 0 if not there."""
+    """Position of ``value`` in the sampler's list; models that take t/1000 are found as well. 0 if not there.
+
+    Where a timestep stands twice (Heun), a late start begins at the second one, as diffusers' samplers do.
+    """
     if value is None:
         return 0
     known = [float(t) for t in timesteps.tolist()]
     for scale in (1.0, 1e-3):
-        for i, t in enumerate(known):
-            if abs(t * scale - value) <= 1e-3 * max(abs(value), 1e-6):
-                return i
+        close = [i for i, t in enumerate(known) if abs(t * scale - value) <= 1e-3 * max(abs(value), 1e-6)]
+        if close:
+            return close[1] if len(close) > 1 and known[close[0]] == known[close[1]] else close[0]
     return 0
 
 
