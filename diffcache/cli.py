@@ -1,6 +1,6 @@
 """The command line: ``diffcache sample | methods | models | info | doctor``.
 
-Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted. An error is one line
+Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted; an error is one line
 on stderr. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
@@ -17,7 +17,6 @@ from . import __version__
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError, unknown
 
 if TYPE_CHECKING:
-    from .media.runs import Run
     from .media.session import Session
     from .methods import MethodConfig
 
@@ -114,8 +113,7 @@ def sample(
 
     It also shows the measured speed-ups, PSNR and SSIM, and which steps were computed and which predicted.
     """
-    from .media.request import Request
-    from .media.session import check_model, open_session, short_name
+    from .media.request import Request, check_model, short_name
     from .media.terminal import say, summarise
     from .media.writing import check_target
 
@@ -125,6 +123,8 @@ def sample(
     check_model(model)
     request = Request(prompt, negative_prompt, actions, image, clip, steps, seed, guidance, height, width, frames)
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
+    from .media.session import open_session  # loads torch: not before everything light is checked
+
     session = open_session(model, method, settings or [], request, dtype, device)
     for note in session.call.notes:
         say(note)
@@ -142,7 +142,7 @@ def _sample(session: Session, target: Path, fps: float) -> Facts:
     still = target.suffix.lower() == ".png"
     (clip,) = brighten_depth([run.clip])
     write(target, [film_sheet(clip, session.headline)] if still else clip_frames(clip), fps)
-    return [("time", f"{run.seconds:.2f} s, {run.denoiser_seconds:.2f} s of it in the denoiser"), *_run_facts(run)]
+    return [("time", f"{run.seconds:.2f} s, {run.denoiser_seconds:.2f} s of it in the denoiser"), *run.facts()]
 
 
 def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
@@ -161,15 +161,8 @@ def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
         ("denoiser", times.format(pair.denoiser_speedup, *pair.denoiser, session.config.method)),
         ("whole pipeline", times.format(pair.pipeline_speedup, *pair.pipeline, session.config.method)),
         ("against dense", f"PSNR {psnr_text(pair.fidelity.psnr)}, SSIM {pair.fidelity.ssim:.4f}"),
-        *_run_facts(pair.fast),
+        *pair.fast.facts(),
     ]
-
-
-def _run_facts(run: Run) -> Facts:
-    facts = [("cached", f"{run.cached_bytes / 1e6:.2f} MB")]
-    facts += [(row.label, f"{row.decisions}  {row.computed} of {len(row.decisions)} computed") for row in run.rows]
-    facts += [("nothing skipped", run.reason)] if run.reason else []
-    return facts + [("computed anyway", text) for text in run.fallbacks]
 
 
 @app.command(epilog="Examples:\n\n  diffcache methods\n\n  diffcache methods worldcache")
@@ -263,7 +256,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str] | None) -> int:
     _quiet()
     code = app(args=arguments, prog_name="diffcache", standalone_mode=False)
-    sys.stdout.flush()
     return code if isinstance(code, int) else 0
 
 

@@ -22,7 +22,6 @@ from diffcache.media import (
     computed_share,
     film_sheet,
     read_output,
-    strip_lines,
     strip_rows,
     write,
 )
@@ -246,7 +245,6 @@ def test_strip_names_only_what_is_several():
     experts = trajectory(("transformer", "cond", "FF--"), ("transformer_2", "cond", "--Fc"))
     assert [r.label for r in strip_rows([experts])] == ["transformer", "transformer_2"]
     assert computed_share(strip_rows([experts])) == "3 of 4 denoiser calls computed"
-    assert strip_lines(strip_rows([two]))[0].startswith("cond    FFcc")
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from .animation import clip_frames, comparison_frames
 from .comparison import Comparison
 from .frames import Clip, as_frames, brighten_depth, read_output
 from .sheet import comparison_sheet, film_sheet
-from .strip import StripRow, computed_share, draw_strip, strip_lines, strip_rows
+from .strip import StripRow, computed_share, draw_strip, strip_rows
 from .writing import SUFFIXES, check_target, write
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "draw_strip",
     "film_sheet",
     "read_output",
-    "strip_lines",
     "strip_rows",
     "write",
 ]

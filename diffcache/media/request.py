@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError
-from ..zoo import ZooEntry
+from ..errors import ConfigError, unknown
+from ..zoo import ZooEntry, list_models
 from .frames import Clip, as_frames
 
 CLIPS = "clips.safetensors"
@@ -241,6 +242,19 @@ def _spell(actions: np.ndarray) -> str:
         else:
             runs.append([letter, 1])
     return "".join(f"{letter}{count if count > 1 else ''}" for letter, count in runs)
+
+
+def short_name(model: str) -> str:
+    """The last part of a folder or hub id, usable as a file name."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+
+
+def check_model(name: str) -> ZooEntry | None:
+    """The zoo's entry, or None for a folder or hub id; raises ConfigError for a name that can be neither."""
+    models = list_models()
+    if name not in models and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"{unknown('model', name, models)}; or a folder, or a hub id (owner/name)")
+    return models.get(name)
 
 
 def example_command(entry: ZooEntry) -> str:

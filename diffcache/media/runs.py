@@ -69,6 +69,13 @@ class Run:
         """Why nothing was skipped, where nothing was."""
         return next((t.reason for t in self.trajectories if t.reason), None)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Memory, decisions and what went otherwise than planned, as (name, value)."""
+        facts = [("cached", f"{self.cached_bytes / 1e6:.2f} MB")]
+        facts += [(r.label, f"{r.decisions}  {r.computed} of {len(r.decisions)} computed") for r in self.rows]
+        facts += [("nothing skipped", self.reason)] if self.reason else []
+        return facts + [("computed anyway", text) for text in self.fallbacks]
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import yaml
 
 from ..errors import ConfigError, unknown
 from ..methods import MethodConfig, make_config, parse_settings
-from ..zoo import ModelNotAvailableError, ZooEntry, list_models, load_pipeline
+from ..zoo import ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
-from .request import Call, Request, build_call
+from .request import Call, Request, build_call, check_model, short_name
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -81,19 +80,6 @@ def open_session(
     pipe = _load(model, entry, _dtype(dtype, entry, where), where)
     folder = WEIGHTS / model if entry and entry.embedded else Path(model)
     return Session(model, pipe, config, build_call(pipe, request, entry, folder), request)
-
-
-def short_name(model: str) -> str:
-    """The last part of a folder or hub id, usable as a file name."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
-
-
-def check_model(name: str) -> ZooEntry | None:
-    """The zoo's entry, or None for a folder or hub id; raises ConfigError for a name that can be neither."""
-    models = list_models()
-    if name not in models and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"{unknown('model', name, models)}; or a folder, or a hub id (owner/name)")
-    return models.get(name)
 
 
 def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import ImageDraw
 
-from ..hooks.stats import ABSENT, FULL, PREDICTED, Stats
-from ..hooks.stats import PARTIAL as PART
 from . import drawing
 from .drawing import INK, LINE, SOFT, text_width, write_text
 
+if TYPE_CHECKING:
+    from ..hooks.stats import Stats
+
+# The letters of decision strings, see `SegmentStats` (importing them would load torch, which pictures do not need).
+FULL, PART, PREDICTED, ABSENT = "F", "p", "c", "-"
 CELL, ROW, LEGEND = 20, 26, 30
 MOST_ROWS = 8
 _SHADES = {FULL: drawing.COMPUTED, PART: drawing.PARTIAL, PREDICTED: drawing.PREDICTED}
@@ -48,12 +52,6 @@ def computed_share(rows: Sequence[StripRow]) -> str:
     """``"15 of 50 denoiser calls computed"``, over all rows."""
     calls = sum(len(r.decisions.replace(ABSENT, "")) for r in rows)
     return f"{sum(r.computed for r in rows)} of {calls} denoiser calls computed"
-
-
-def strip_lines(rows: Sequence[StripRow]) -> list[str]:
-    """The strip as text, labels padded to one width."""
-    room = max((len(r.label) for r in rows), default=0)
-    return [f"{r.label:<{room}}  {r.decisions}  {r.computed} of {len(r.decisions)} computed" for r in rows]
 
 
 def strip_height(rows: Sequence[StripRow]) -> int:
