@@ -93,7 +93,9 @@ def test_noise_axes_work_with_every_sampler(name, axis):
 def test_the_axis_matters():
     runs = []
     for axis in ("index", "sigma", "logsnr"):
-        model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=3, warmup=3, predictor="linear", axis=axis)
+        model = accelerate_model(
+            FAMILIES["wan"].build(0), "interval", interval=3, warmup=3, predictor="linear", axis=axis
+        )
         runs.append(scheduled(model, FlowMatchEulerDiscreteScheduler(shift=5.0), 9))
     assert not torch.allclose(runs[0], runs[1])
     assert not torch.allclose(runs[1], runs[2])

@@ -264,8 +264,12 @@ def test_modalities_that_do_not_fit_the_model_are_refused_at_once():
 
 def unet():
     return UNet2DModel(
-        sample_size=8, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), layers_per_block=1,
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
     )
 
 

@@ -95,7 +95,12 @@ def run_curve(model, steps):
 def test_an_exploding_prediction_is_computed_instead_and_counted():
     """Growth by 3 a step up to step 4, then still: order 2 overshoots far beyond any variance seen."""
     model = accelerate_model(
-        Burst(lambda t: torch.tensor(3.0) ** t.clamp(max=4)), "interval", predictor="taylor", order=2, interval=6, warmup=5
+        Burst(lambda t: torch.tensor(3.0) ** t.clamp(max=4)),
+        "interval",
+        predictor="taylor",
+        order=2,
+        interval=6,
+        warmup=5,
     )
     dense = run_curve(Burst(lambda t: torch.tensor(3.0) ** t.clamp(max=4)), 12)
     outputs = run_curve(model, 12)
@@ -206,7 +211,7 @@ def test_weights_changed_in_place_in_mid_trajectory_are_noticed(site):
 def test_a_change_of_weights_is_counted_with_its_reason():
     model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=4)
     run_fixed(model, on_step=lambda s: model.proj_out.weight.mul_(1.5) if s == 5 else None)
-    assert [(f.step, "weights" in f.reason) for f in model.diffcache.stats().segments[0].fallbacks][0] == (5, True)
+    assert next((f.step, "weights" in f.reason) for f in model.diffcache.stats().segments[0].fallbacks) == (5, True)
     assert decisions(model)[0][5] == "F"
 
 
@@ -271,7 +276,9 @@ def test_gradients_of_another_argument_are_not_lost_either():
     with denoising(model, 9):
         for step in range(9):
             out = model(
-                hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 9)[None], encoder_hidden_states=prompt
+                hidden_states=kind.latents(0, 1, 2),
+                timestep=kind.time(1 - step / 9)[None],
+                encoder_hidden_states=prompt,
             ).sample
             assert torch.autograd.grad(out.square().sum(), prompt)[0].abs().sum() > 0
 
@@ -288,7 +295,9 @@ def test_one_branch_called_twice_in_a_step_is_computed_and_counted():
             for step in range(9):
                 for part in range(2):
                     x = kind.latents(part, 1, 2) * (1 - step / 9)
-                    results.append(model(hidden_states=x, timestep=kind.time(1 - step / 9)[None], **conditioning).sample)
+                    results.append(
+                        model(hidden_states=x, timestep=kind.time(1 - step / 9)[None], **conditioning).sample
+                    )
         return results
 
     bare = loop()
@@ -324,9 +333,7 @@ def test_a_prompt_changed_by_a_callback_is_computed_and_counted():
             kwargs["prompt_embeds"] = kwargs["prompt_embeds"] * -1.0
         return kwargs
 
-    run_wan(
-        pipe, 12, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]
-    )
+    run_wan(pipe, 12, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
     cond = pipe.diffcache.stats().segments[0]
     assert cond.decisions[4:6] == "cF"
     assert "conditioning" in cond.fallbacks[0].reason

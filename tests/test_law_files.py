@@ -78,7 +78,7 @@ def test_an_unreadable_or_foreign_file_is_refused_by_name(name, tmp_path):
 
 def test_a_folder_is_refused(tmp_path):
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(ScheduleFileError, match="folder.yaml"):
+    with pytest.raises(ScheduleFileError, match=r"folder\.yaml"):
         make_config(tmp_path / "folder.yaml")
 
 

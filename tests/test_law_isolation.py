@@ -94,9 +94,7 @@ def test_branches_are_told_apart_by_label_where_the_conditioning_is_one_object()
         for step in range(8):
             for label in ("cond", "skip-layer"):
                 with model.cache_context(label):
-                    model(
-                        hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 8)[None], **conditioning
-                    )
+                    model(hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 8)[None], **conditioning)
     stats = model.diffcache.stats()
     assert [s.branch for s in stats.segments] == ["cond", "skip-layer"]
     assert not any(s.fallbacks for s in stats.segments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import types
 import weakref
@@ -12,7 +13,7 @@ import torch
 from diffcache import accelerate_model, accelerate_pipeline, denoising
 
 from .cases import SKIPPING
-from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, wan_pipeline, walk_steps
+from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, walk_steps, wan_pipeline
 
 
 def formula(output, batch, faithful=False, modalities=1, channel=1):
@@ -62,7 +63,7 @@ def test_what_is_really_held_is_what_is_reported(case):
     """Every tensor reachable from the hook, but for the inputs: stored outputs, the fit and the plan's few numbers."""
     name, settings = SKIPPING[case]
     model = accelerate_model(FAMILIES["wan"].build(0), name, **settings)
-    (_, hook), = model.diffcache.hooks.values()
+    ((_, hook),) = model.diffcache.hooks.values()
     inputs = storages(model)
     for step in walk_steps("wan", model, 12):
         if step < 6:
@@ -81,7 +82,7 @@ def test_what_is_really_held_is_what_is_reported(case):
 def test_memory_is_free_after_the_trajectory(end, case):
     name, settings = SKIPPING[case]
     model = accelerate_model(FAMILIES["wan"].build(0), name, **settings)
-    (_, hook), = model.diffcache.hooks.values()
+    ((_, hook),) = model.diffcache.hooks.values()
     refs = []
 
     def look(step):
@@ -91,10 +92,8 @@ def test_memory_is_free_after_the_trajectory(end, case):
             if end == "exception":
                 raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         sample("wan", model, before=look)
-    except KeyboardInterrupt:
-        pass
     gc.collect()
     assert len(refs) >= 2
     assert not [r for r in refs if r() is not None]
@@ -131,7 +130,7 @@ def test_a_second_expert_frees_the_first_ones_memory():
 
 def test_a_method_that_never_skips_stores_nothing():
     model = accelerate_model(FAMILIES["wan"].build(0), "none")
-    (_, hook), = model.diffcache.hooks.values()
+    ((_, hook),) = model.diffcache.hooks.values()
     for _ in walk_steps("wan", model, 6):
         assert not any(branch.nbytes for branch in hook.segment.branches.values())
 
@@ -139,10 +138,12 @@ def test_a_method_that_never_skips_stores_nothing():
 def test_a_loop_of_unknown_length_stores_nothing():
     kind = FAMILIES["wan"]
     model = accelerate_model(kind.build(0), "interval")
-    (_, hook), = model.diffcache.hooks.values()
+    ((_, hook),) = model.diffcache.hooks.values()
     for step in range(4):
         with torch.no_grad():
-            model(hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 4)[None], **kind.conditioning(1, 1))
+            model(
+                hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 4)[None], **kind.conditioning(1, 1)
+            )
         assert not any(branch.nbytes for branch in hook.segment.branches.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -20,8 +21,9 @@ def trace(schedule, total, drift=None, branches=1, error=math.nan):
             letters += "F"
             if schedule.wants_drift and computed >= 3:
                 ahead = schedule.reach(step)
-                for _ in range(branches):
-                    schedule.plan([drift(k) for k in range(1, ahead + 1)], error)
+                if ahead:
+                    drifts = [[drift(k) for k in range(1, ahead + 1)]] * branches
+                    schedule.plan(drifts, [error] * branches)
         else:
             letters += "c"
     return letters
@@ -61,7 +63,7 @@ def test_an_unknown_total_computes_everything(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_reach_is_the_run_that_follows_without_a_plan(name):
-    schedule = ALL[name]()
+    schedule = ALL[name](warmup=3)
     schedule.start(30)
     for step in range(30):
         if schedule.wants_compute(step):
@@ -89,7 +91,7 @@ def test_the_base_schedule_skips_all_but_the_edges():
 def test_interval(interval):
     letters = trace(Interval(interval, warmup=2, cooldown=0), 40)
     computed = [i for i, letter in enumerate(letters) if letter == "F"]
-    assert all(b - a == interval for a, b in zip(computed[1:], computed[2:], strict=False))
+    assert all(b - a == interval for a, b in itertools.pairwise(computed))
 
 
 def test_explicit_computes_the_listed_steps_and_no_other():
@@ -114,13 +116,13 @@ def test_power_law_places_what_was_asked_for(total, alpha, warmup):
 
 def test_alpha_one_is_even_and_larger_alpha_is_earlier():
     even = power_law(50, 15, 1.0, 3)
-    gaps = [b - a for a, b in zip(even[2:], even[3:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(even)]
     assert max(gaps) - min(gaps) <= 1
     sums = [sum(power_law(50, 15, alpha, 3)) for alpha in (0.7, 1.0, 1.5, 2.0, 3.0)]
     assert sums == sorted(sums, reverse=True)
     late = power_law(50, 15, 1.7, 3)
-    gaps = [b - a for a, b in zip(late[2:], late[3:], strict=False)]
-    assert all(b - a >= -1 for a, b in zip(gaps, gaps[1:], strict=False))
+    gaps = [b - a for a, b in itertools.pairwise(late)]
+    assert all(b - a >= -1 for a, b in itertools.pairwise(gaps))
 
 
 def test_streak_is_the_smallest_sum_that_reaches_the_threshold():
@@ -137,7 +139,7 @@ def test_a_drift_that_is_no_number_ends_the_run_before_it(bad):
     guarded.start(30)
     for step in range(3):
         guarded.computed(step)
-    guarded.plan([0.1, bad] + [0.1] * 5, math.nan)
+    guarded.plan([[0.1, bad] + [0.1] * 5], [math.nan])
     assert not guarded.wants_compute(3)
     assert guarded.wants_compute(4)
 
@@ -186,12 +188,11 @@ def test_the_error_is_compared_with_the_drift_that_foretold_it():
     guard.start(50)
     for step in range(3):
         guard.computed(step)
-    for _ in range(2):
-        guard.plan([0.1] * guard.reach(2), math.nan)
+    guard.plan([[0.1] * guard.reach(2)] * 2, [math.nan] * 2)
     step = 3
     while not guard.wants_compute(step):
         step += 1
     guard.computed(step)
-    for _ in range(2):  # the error is what the drift foretold; the next run is foretold to be ten times worse
-        guard.plan([1.0] * guard.reach(step), 0.1)
+    # the error is what the drift foretold; the next run is foretold to be ten times worse
+    guard.plan([[1.0] * guard.reach(step)] * 2, [0.1] * 2)
     assert guard.gain == pytest.approx(1.0)

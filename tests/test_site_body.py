@@ -60,7 +60,9 @@ def test_the_head_runs_with_the_timestep_of_now():
         for step in range(8):
             outputs.append(
                 model(
-                    hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 8)[None], **kind.conditioning(1, 1)
+                    hidden_states=kind.latents(0, 1, 2),
+                    timestep=kind.time(1 - step / 8)[None],
+                    **kind.conditioning(1, 1),
                 ).sample
             )
     assert decisions(model)[0].startswith("FFFcc")

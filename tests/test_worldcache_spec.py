@@ -9,7 +9,7 @@ import torch
 
 from diffcache import accelerate_model, denoising
 from diffcache.kernels import combine
-from diffcache.methods import _released_drift
+from diffcache.methods import make_config
 from diffcache.predictors import Heterogeneous, History, Horizon, TokenLayout, measure, weights
 from diffcache.predictors.hermite import group_names
 from diffcache.predictors.scores import curvature, turning
@@ -33,7 +33,13 @@ def fitted(values, steps, predictor):
 
 def planned(fit, moments, n):
     k = torch.arange(1.0, n + 1).reshape(-1, *[1] * moments.sums[0].dim())
-    return _released_drift(fit, [moments], Horizon(k, k, n))
+    return released(fit, moments, Horizon(k, k, n))
+
+
+def released(fit, moments, horizon):
+    """The drift that the faithful recipe plans with."""
+    drift = make_config("worldcache", faithful=True).recipe().drift
+    return drift(fit, [moments], [fit.slopes(0, horizon)], horizon)
 
 
 def guess(history, fit, k, n):
@@ -47,9 +53,7 @@ def guess(history, fit, k, n):
 def test_golden_case():
     history, moments, fit = fitted([Y2, Y1, Y0], [7, 8, 10], Heterogeneous(0.3, 0.6))
     kappa = curvature(moments).flatten()
-    torch.testing.assert_close(
-        kappa, torch.tensor([0, 0.894427, 0.222222, 11.180329, 0.707107]), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(kappa, torch.tensor([0, 0.894427, 0.222222, 11.180329, 0.707107]), rtol=1e-5, atol=1e-6)
     levels = torch.quantile(kappa, torch.tensor([0.3, 0.6]))
     torch.testing.assert_close(levels, torch.tensor([0.319199, 0.782035]), rtol=1e-5, atol=1e-6)
     assert group_names(fit).flatten().tolist() == [0, 2, 0, 2, 1]
@@ -92,9 +96,7 @@ def test_no_threshold_computes_everything():
 
 
 def test_warmup_zero_still_computes_three_outputs():
-    model = accelerate_model(
-        FAMILIES["wan"].build(0), "worldcache", faithful=True, warmup=0, max_skip=2, threshold=1e9
-    )
+    model = accelerate_model(FAMILIES["wan"].build(0), "worldcache", faithful=True, warmup=0, max_skip=2, threshold=1e9)
     sample("wan", model, 12)
     assert decisions(model)[0] == "FFFccFccFccF"
 
@@ -142,7 +144,7 @@ def test_the_drift_is_the_same_under_a_uniform_stretch_of_the_steps():
     for gap in (1, 2, 5):
         _, moments, fit = fitted(values, [0, gap, 2 * gap], Heterogeneous())
         k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
-        found.append(_released_drift(fit, [moments], Horizon(k, k * gap, 3)))
+        found.append(released(fit, moments, Horizon(k, k * gap, 3)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-5)
 
@@ -215,7 +217,9 @@ def test_rounding_noise_is_not_motion():
     base = normal(1, 200, 16, seed=1)
     noise = [base + normal(1, 200, 16, seed=s, scale=2.0**-11) * base.abs() for s in (2, 3, 4)]
     _, moments, _ = fitted([v.to(torch.bfloat16) for v in noise], [0, 1, 2], Heterogeneous())
-    _, moving, _ = fitted([normal(1, 200, 16, seed=s).to(torch.bfloat16) for s in (2, 3, 4)], [0, 1, 2], Heterogeneous())
+    _, moving, _ = fitted(
+        [normal(1, 200, 16, seed=s).to(torch.bfloat16) for s in (2, 3, 4)], [0, 1, 2], Heterogeneous()
+    )
     assert turning(moments).mean() < 0.6 * turning(moving).mean()
 
 
@@ -244,8 +248,10 @@ def rows(model, batch, steps=12, scale=(1.0, 1.0)):
 def test_a_sample_does_not_depend_on_its_neighbours(method):
     """The default method on a fixed placement: everything but the shared decision is a sample's own."""
     settings = dict(threshold=math.inf) if method == "worldcache" else {}
-    model = accelerate_model(FAMILIES["wan"].build(0), method, computed=0.4, **settings) if method != "interval" else (
-        accelerate_model(FAMILIES["wan"].build(0), method, predictor="trend")
+    model = (
+        accelerate_model(FAMILIES["wan"].build(0), method, computed=0.4, **settings)
+        if method != "interval"
+        else (accelerate_model(FAMILIES["wan"].build(0), method, predictor="trend"))
     )
     both = rows(model, [0, 1])
     for i in range(2):
@@ -359,8 +365,6 @@ def test_faithful_equals_the_plain_restatement(w, n, eta):
 
 
 def test_presets_are_the_papers():
-    from diffcache.methods import make_config
-
     aether, voyager = make_config("worldcache:aether"), make_config("worldcache:voyager")
     assert (aether.warmup, aether.max_skip, aether.threshold, aether.stable, aether.chaotic) == (10, 2, 0.2, 0.3, 0.6)
     assert (voyager.warmup, voyager.max_skip, voyager.threshold, voyager.stable) == (5, 6, 1.0, 0.3)
