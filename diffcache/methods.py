@@ -412,7 +412,7 @@ def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
     if not isinstance(data, dict) or "method" not in data:
         raise ScheduleFileError(f"{path}: no field 'method'; a configuration names its method")
     name = data.pop("method")
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise ConfigError(f"{path}: {unknown('method', str(name), _METHODS)}")
     return _build(_METHODS[name], {**data, **overrides})
 
@@ -443,5 +443,5 @@ def _build(cls: type[MethodConfig], values: dict[str, Any]) -> MethodConfig:
     known = [f.name for f in fields(cls)]
     for name in values:
         if name not in known:
-            raise ConfigError(f"{cls.method}: {unknown('field', name, known)}")
+            raise ConfigError(f"{cls.method}: {unknown('field', str(name), known)}")
     return cls(**values)

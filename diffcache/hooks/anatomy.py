@@ -55,9 +55,8 @@ class Anatomy:
     def layout(self, output: Tensor, modalities: Sequence[int] = ()) -> TokenLayout:
         """Where the tokens of an output tensor are."""
         channel = self._channel_dim(output)
-        patch = self.patch if output.dim() >= 4 else ()
-        if channel == 2 and len(patch) == 3:
-            patch = patch[1:]  # frames lie before the channels: pool height and width only
+        # With frames before channels a token is a latent pixel, as Aether takes it on CogVideoX.
+        patch = self.patch if output.dim() >= 4 and channel != 2 else ()
         patch = patch[-(output.dim() - 1) :]
         return TokenLayout(channel, _ranges(modalities), patch if any(p > 1 for p in patch) else ())
 

@@ -142,7 +142,7 @@ class Branch:
         if index >= len(self._spread):
             return now, now
         low, high = self._spread[index]
-        return torch.minimum(low, now), torch.maximum(high, now)
+        return torch.fmin(low, now), torch.fmax(high, now)  # a NaN that has passed does not stay
 
     def _error(self, outputs: Sequence[Tensor], step: int, time: float) -> Tensor | None:
         """Relative error (RMS over RMS) that the prediction for this step would have had; the worst sample."""

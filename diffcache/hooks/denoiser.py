@@ -90,8 +90,12 @@ class DenoiserHook(ModelHook):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None, step, False
             segment, step = self._locate(timestep)
-        compute = segment.decide(step, self.weights.fingerprint)
-        return branch, step, not compute and self._can_predict(branch, step, inputs)
+        if segment.decide(step, self.weights.fingerprint):
+            return branch, step, False
+        predict = self._can_predict(branch, step, inputs)
+        if not predict:
+            segment.compute_after_all(step, branch)
+        return branch, step, predict
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:
         now = self.clock.locate(timestep)

@@ -35,6 +35,7 @@ class Segment:
         self.weights: Any = None
         self.deciding = -1
         self.compute = True
+        self._alarmed = -1  # step that an alarm of another branch has just taken
 
     # -- branches --------------------------------------------------------------------------------------------------
 
@@ -82,6 +83,13 @@ class Segment:
                 self.schedule.computed(step)
         return self.compute
 
+    def compute_after_all(self, step: int, branch: Branch) -> None:
+        """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
+        others = (b for b in self.branches.values() if b is not branch)
+        if not any(b.last_step == step for b in others):
+            self.compute = True
+            self.schedule.computed(step)
+
     def _forget_all(self, step: int, reason: str) -> None:
         for branch in self.branches.values():
             branch.forget()
@@ -107,9 +115,10 @@ class Segment:
             alarms.append(numbers[count : 2 * count])
             errors.append(numbers[2 * count])
             numbers, branch.pending = numbers[2 * count + 1 :], None
-        self.schedule.plan(drifts, errors)
+        # Alarms first: a plan that stops at the same step for its own reasons would hide them.
         for branch, alarm in zip(waiting, alarms, strict=True):
             self._heed(branch, alarm)
+        self.schedule.plan(drifts, errors)
 
     def _heed(self, branch: Branch, alarm: Sequence[float]) -> None:
         """Compute instead of the first prediction that would not be finite or would collapse."""
@@ -117,7 +126,8 @@ class Segment:
         if bad is None:
             return
         due = self.schedule.last + bad + 1
-        if not self.schedule.wants_compute(due):
+        if not self.schedule.wants_compute(due) or due == self._alarmed:
+            self._alarmed = due
             branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
         self.schedule.limit(bad)
 

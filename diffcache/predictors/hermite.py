@@ -57,7 +57,8 @@ class Heterogeneous(Predictor):
 
     def fit(self, moments: Sequence[Moments]) -> HeterogeneousFit:
         scores = [curvature(m) for m in moments]
-        low, high = pooled_quantiles(scores, self.levels).unbind()
+        ranked = [m.tokens(score) for m, score in zip(moments, scores, strict=True)]
+        low, high = pooled_quantiles(ranked, self.levels).unbind()
         return HeterogeneousFit(
             scores=tuple(scores),
             moving=tuple((score >= low).float() for score in scores),

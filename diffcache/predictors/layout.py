@@ -44,13 +44,18 @@ class TokenLayout:
     def per_token(self, features: Tensor) -> Tensor:
         """Sum over the feature axis (kept with size 1), pooled over the patch. fp32."""
         total = features.sum(self.channel_dim, keepdim=True)
-        return self._pool(total) if any(size > 1 for size in self.patch) else total
+        return self._pool(total) if self.patch_of(features) else total
+
+    def patch_of(self, output: Tensor) -> tuple[int, ...]:
+        """The patch, or ``()`` where a position is a token: no patch, or a grid that has no whole number of them."""
+        if all(size == 1 for size in self.patch):
+            return ()
+        grid = output.shape[-len(self.patch) :]
+        return () if any(length % size for length, size in zip(grid, self.patch, strict=True)) else self.patch
 
     def _pool(self, total: Tensor) -> Tensor:
         n = len(self.patch)
         grid = total.shape[-n:]
-        if any(length % size for length, size in zip(grid, self.patch, strict=True)):
-            return total  # an odd grid has no whole patches; a position is a token then
         flat = total.reshape(-1, 1, *grid)
         pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
         pooled = pool(flat, self.patch)

@@ -29,6 +29,7 @@ class Moments:
         gram: ``gram[i, j] = <row i, row j>`` for i <= j.
         sums: feature sum of each row (for the mean of a prediction).
         eps: rounding unit of the stored dtype.
+        patch: windows along the last axes over which every per-token number is constant; ``()`` if none.
     """
 
     gaps: tuple[float, ...]
@@ -37,11 +38,18 @@ class Moments:
     gram: dict[tuple[int, int], Tensor]
     sums: tuple[Tensor, ...]
     eps: float
+    patch: tuple[int, ...] = ()
 
     @property
     def velocities(self) -> int:
         """How many velocities are known."""
         return len(self.sums) - 1
+
+    def tokens(self, score: Tensor) -> Tensor:
+        """One number a token of a per-position ``score`` (a strided view): what a quantile must rank."""
+        if not self.patch:
+            return score
+        return score[(..., *(slice(None, None, size) for size in self.patch))]
 
     @property
     def noise_floor(self) -> Tensor:
@@ -69,6 +77,7 @@ def measure(values: Sequence[Tensor], gaps: Sequence[float], steps: Sequence[flo
         gram=gram,
         sums=tuple(layout.per_token(row) for row in rows),
         eps=torch.finfo(values[0].dtype).eps,
+        patch=layout.patch_of(values[0]),
     )
 
 
