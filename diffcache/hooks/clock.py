@@ -36,15 +36,18 @@ class Clock:
         self._taps: list[_Tap] = []
         self._copies: list[weakref.ref[_Tap]] = []
         self._listeners: list[Callable[[], None]] = []
+        self._starters: list[Callable[[], None]] = []
         self.trajectory = 0
         self._active: Any = None
         self._leave()
 
     # -- attaching -------------------------------------------------------------------------------------------------
 
-    def listen(self, on_end: Callable[[], None]) -> None:
-        """Call ``on_end`` when a trajectory ends, also where another one begins before its time."""
+    def listen(self, on_end: Callable[[], None], on_begin: Callable[[], None] | None = None) -> None:
+        """Call ``on_end`` when a trajectory ends (also where another begins before its time), ``on_begin`` after."""
         self._listeners.append(on_end)
+        if on_begin is not None:
+            self._starters.append(on_begin)
 
     def watch(self, scheduler: Any) -> None:
         """Tap ``set_timesteps`` and ``step`` of this scheduler instance (a copy made later carries its own taps)."""
@@ -70,6 +73,7 @@ class Clock:
                 tap.remove()
         self._copies.clear()
         self._listeners.clear()
+        self._starters.clear()
 
     # -- a trajectory ----------------------------------------------------------------------------------------------
 
@@ -80,6 +84,8 @@ class Clock:
         self.total = total
         self._scheduler = scheduler
         self._open = True
+        for starter in self._starters:
+            starter()
 
     def end(self) -> None:
         """The trajectory is over: listeners free what they hold."""

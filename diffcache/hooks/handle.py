@@ -83,7 +83,7 @@ class Handle:
                 hook.install(model)
                 self.clock.listen(hook.leave)
                 model.__dict__[ATTRIBUTE] = self
-            self.clock.listen(self._finish)
+            self.clock.listen(self._finish, self._check_denoisers)
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
         except BaseException:
@@ -111,6 +111,17 @@ class Handle:
             warnings.warn(
                 f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2
             )
+
+    def _check_denoisers(self) -> None:
+        """The user may have put another denoiser into the pipeline since: it runs bare, and that must be said."""
+        for name, (model, _) in self.hooks.items():
+            if getattr(self.owner, name, model) is not model and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.recipe.name}: {name} was replaced after the method was put on; accelerate the pipeline again",
+                    NothingSkippedWarning,
+                    stacklevel=2,
+                )
 
     @property
     def _may_skip(self) -> bool:
