@@ -105,11 +105,9 @@ def test_difference_has_a_gain_that_hardly_clips():
 
 
 def test_depths_share_one_scale():
-    near, far = Clip(noise(1), np.full((1, 2, 2, 3), 0.1)), Clip(noise(1), np.full((1, 2, 2, 3), 0.2))
-    a, b, none = brighten_depth([near, far, None])
-    assert b.depth.max() == pytest.approx(1.0)
-    assert a.depth.max() == pytest.approx(0.5)
-    assert none is None
+    depths = [np.full((1, 2, 2, 3), value) for value in (0.2, 0.1, 0.4)]
+    clips = brighten_depth([*(Clip(noise(1), depth) for depth in depths), None, Clip(noise(1))])
+    assert [c and c.depth is not None and round(float(c.depth.max()), 6) for c in clips] == [1.0, 0.5, 1.0, None, False]
 
 
 def test_small_frames_grow_and_large_ones_stay():

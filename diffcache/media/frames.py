@@ -109,11 +109,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def brighten_depth(clips: Sequence[Clip | None]) -> list[Clip | None]:
-    """The clips with their depths scaled by one common factor, so that the farthest point of all is nearly white."""
-    depths = [c.depth for c in clips if c is not None and c.depth is not None]
-    high = max((float(d.max()) for d in depths), default=1.0)
-    scale = 1.0 / max(high, 1e-3)
-    return [c if c is None or c.depth is None else Clip(c.frames, c.depth * scale) for c in clips]
+    """The clips with their depths scaled by one factor: what is far in the first of them becomes white."""
+    first = next((c.depth for c in clips if c is not None and c.depth is not None), None)
+    scale = 1.0 if first is None else 1.0 / max(float(np.quantile(first, 0.99)), 1e-3)
+    return [c if c is None or c.depth is None else Clip(c.frames, np.minimum(c.depth * scale, 1)) for c in clips]
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 0, fill: str = "white") -> Image.Image:

@@ -17,7 +17,7 @@ from ..zoo import ZooEntry, list_models
 from .frames import Clip, as_frames
 
 CLIPS = "clips.safetensors"
-DEFAULT_CLIP = 9
+DEFAULT_CLIP = 13
 # Names that pipelines give to one and the same option, in the order in which they are looked for.
 _ALIASES = {
     "guidance": ("guidance_scale", "true_cfg_scale"),
@@ -191,7 +191,8 @@ def _motion(prompt: str | None) -> tuple[str, list[str]]:
 
 def _class_label(text: str | None) -> int:
     if text is None or not text.isdigit():
-        raise ConfigError(f"prompt: {text!r} is not a class, must be a class number, e.g. --prompt 207")
+        got = "none given" if text is None else f"{text!r} is not a class"
+        raise ConfigError(f"prompt: {got}, must be a class number, e.g. --prompt 207")
     return int(text)
 
 
@@ -199,7 +200,7 @@ def _world_call(arguments: dict[str, Any], request: Request, folder: Path) -> Ca
     if request.image is not None:
         actions = request.actions or "F8L8R8"
         start = Clip(as_frames(arguments["image"]))
-        return Call({**arguments, "actions": actions}, f"actions {actions}, from {request.image.name}", start)
+        return Call({**arguments, "actions": actions}, f"actions {actions} · from {request.image.name}", start)
     number = DEFAULT_CLIP if request.clip is None else request.clip
     clip = _recorded(folder, number)
     recorded = _spell(clip["actions"])
