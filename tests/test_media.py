@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from diffcache.errors import ConfigError
 from diffcache.hooks.stats import SegmentStats, Stats
@@ -131,6 +131,19 @@ def test_gif_has_every_frame_its_size_and_its_pace(tmp_path):
     write(tmp_path / "a.gif", pictures(6), fps=10)
     with Image.open(tmp_path / "a.gif") as image:
         assert (image.n_frames, image.size, image.info["duration"]) == (6, (64, 48), 100)
+
+
+def test_gif_keeps_the_paper_white_and_the_strip_in_its_shades(tmp_path):
+    frames = comparison_frames(comparison(4))
+    write(tmp_path / "a.gif", frames)
+    with Image.open(tmp_path / "a.gif") as image:
+        image.seek(2)
+        shown = np.asarray(image.convert("RGB"))
+    drawn = np.asarray(frames[2])
+    for color in (PAPER, COMPUTED, PREDICTED):
+        places = (drawn == ImageColor.getrgb(color)).all(-1)
+        assert places.sum() > 1000
+        assert (shown[places] == ImageColor.getrgb(color)).all(-1).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])

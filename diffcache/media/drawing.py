@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK, SOFT, LINE = "#ffffff", "#16181d", "#5c626e", "#d5d8de"
 # Dark blue and light amber differ in lightness (18 and 78 of 100), so they stay apart in grey and for the colour-blind.
 COMPUTED, PARTIAL, PREDICTED, ABSENT = "#1d3a6b", "#6f8fbf", "#f3c368", "#eceef1"
+KEPT_COLORS = (PAPER, INK, SOFT, LINE, COMPUTED, PARTIAL, PREDICTED, ABSENT)
 MARGIN = 32
 
 _REPLACED = {0xD7: "x", 0x2013: "-", 0x2014: "-", 0x2026: "...", 0x2019: "'", 0x201C: '"', 0x201D: '"', 10: " "}

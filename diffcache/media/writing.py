@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageColor
 
 from ..errors import ConfigError
+from .drawing import KEPT_COLORS
 from .frames import side_by_side
 
 SUFFIXES = (".png", ".gif", ".mp4")
@@ -64,10 +65,19 @@ def write(path: str | Path, frames: Sequence[Image.Image], fps: float = 8.0) -> 
 
 def _write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
     # One palette for all frames: what stands still stays the same to the bit, so it is stored once.
-    few = [frames[i] for i in range(0, len(frames), -(-len(frames) // 8))]
-    palette = side_by_side(few).quantize(256)
+    palette = _palette([frames[i] for i in range(0, len(frames), -(-len(frames) // 8))])
     indexed = [f.convert("RGB").quantize(palette=palette) for f in frames]
     indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=1000 / fps, loop=0)
+
+
+def _palette(frames: Sequence[Image.Image]) -> Image.Image:
+    """256 colours for all frames, the colours of our own marks exactly."""
+    exact = [channel for color in KEPT_COLORS for channel in ImageColor.getrgb(color)]
+    free = 256 - len(KEPT_COLORS)
+    found = side_by_side(frames).quantize(free).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(found[: 3 * free] + exact)
+    return palette
 
 
 def _write_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
