@@ -113,7 +113,7 @@ def build_call(pipe: Any, request: Request, entry: ZooEntry | None, folder: Path
     """Fit a request to a pipeline.
 
     Args:
-        pipe: a diffusers pipeline; its ``__call__`` says which options it takes.
+        pipe: a diffusers pipeline, or the class of one; its ``__call__`` says which options it takes.
         entry: what the zoo knows about the model: defaults for whatever the request leaves open.
         folder: the model's folder; a world model's own start frames lie there.
 
@@ -121,13 +121,14 @@ def build_call(pipe: Any, request: Request, entry: ZooEntry | None, folder: Path
         ConfigError: an option that the pipeline does not take, or one that it needs and did not get.
     """
     known = inspect.signature(pipe.__call__).parameters
+    pipeline = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
     arguments = _defaults(entry, known)
     options = request.options()
     world = "actions" in known and "depth" in known
     if world:
         options.pop("clip", None)
     for name in options:
-        _place(arguments, known, name, options[name], type(pipe).__name__)
+        _place(arguments, known, name, options[name], pipeline)
     arguments.setdefault("num_inference_steps", getattr(known.get("num_inference_steps"), "default", 50))
     if "output_type" in known:
         arguments["output_type"] = "np"
@@ -135,7 +136,7 @@ def build_call(pipe: Any, request: Request, entry: ZooEntry | None, folder: Path
         arguments["image"] = open_image(arguments["image"])
     if world:
         return _world_call(arguments, request, folder)
-    return _prompted_call(arguments, known, request, entry, type(pipe).__name__)
+    return _prompted_call(arguments, known, request, entry, pipeline)
 
 
 def _defaults(entry: ZooEntry | None, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import yaml
 
@@ -77,8 +78,12 @@ def open_session(
     entry = check_model(model)
     config = method_config(method, settings, entry)
     where = _device(device)
-    pipe = _load(model, entry, _dtype(dtype, entry, where), where)
+    precision = _dtype(dtype, entry, where)
     folder = WEIGHTS / model if entry and entry.embedded else Path(model)
+    if entry is not None and not entry.embedded and hasattr(diffusers, entry.pipeline):
+        # Tens of gigabytes are about to be read: what the class can tell is better said before.
+        build_call(getattr(diffusers, entry.pipeline), request, entry, folder)
+    pipe = _load(model, entry, precision, where)
     return Session(model, pipe, config, build_call(pipe, request, entry, folder), request)
 
 
@@ -151,7 +156,6 @@ def _hide_bars(entry: ZooEntry | None) -> None:
     """The libraries' loading bars are for downloads on a terminal; what ships with the package loads at once."""
     if sys.stderr.isatty() and not (entry and entry.embedded):
         return
-    import diffusers
     import huggingface_hub
     import transformers
 
