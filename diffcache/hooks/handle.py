@@ -118,7 +118,7 @@ class Handle:
             if getattr(self.owner, name, model) is not model and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{self.recipe.name}: {name} was replaced after the method was put on; accelerate the pipeline again",
+                    f"{self.recipe.name}: {name} was replaced since; accelerate the pipeline again",
                     NothingSkippedWarning,
                     stacklevel=2,
                 )
