@@ -425,8 +425,15 @@ def parse_settings(text: str) -> dict[str, Any]:
         if not equals:
             settings["preset"] = key.strip()
         else:
-            settings[key.strip()] = yaml.safe_load(value)
+            settings[key.strip()] = _read_value(key.strip(), value)
     return settings
+
+
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return float("inf") if text.strip() == "inf" else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: '{text}' is not a value") from error
 
 
 def _values(config: MethodConfig) -> dict[str, Any]:

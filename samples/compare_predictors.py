@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import make_call
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from diffcache import accelerated
 from diffcache.report import fidelity
 from diffcache.zoo import load_pipeline
-from diffcache.zoo.examples import example_call
+from diffcache.zoo.world import ACTIONS, parse_actions
 
 STEPS = 50
 WORLD_ACTIONS = 8  # one chunk: later chunks start from frames that already differ
@@ -39,13 +40,20 @@ PREDICTORS: dict[str, dict[str, Any]] = {
 }
 
 
-def batched(model: str, seeds: int) -> dict[str, Any]:
-    """The example calls 0 … seeds - 1 of an embedded model as one call."""
-    calls = [example_call(model, i) for i in range(seeds)]
+def batched(pipe: Any, model: str, seeds: int) -> dict[str, Any]:
+    """The calls 0 … seeds - 1 of an embedded model (clips or motions) as one call."""
     if model == "tiny-world":
-        one_chunk = [call["actions"][:WORLD_ACTIONS] for call in calls]
-        return {"image": [c["image"] for c in calls], "depth": [c["depth"] for c in calls], "actions": one_chunk}
-    return {**calls[0], "prompt": [call["prompt"] for call in calls]}
+        clips = [make_call(pipe, model, i, STEPS).arguments for i in range(seeds)]
+        one_chunk = [chunk_of(clip["actions"]) for clip in clips]
+        return {"image": [c["image"] for c in clips], "depth": [c["depth"] for c in clips], "actions": one_chunk}
+    calls = [make_call(pipe, model, i, STEPS).arguments for i in range(seeds)]
+    shared = {k: v for k, v in calls[0].items() if k not in ("num_inference_steps", "output_type")}
+    return {**shared, "prompt": [call["prompt"] for call in calls]}
+
+
+def chunk_of(actions: str) -> str:
+    """The first chunk of an action string, letter by letter."""
+    return "".join(ACTIONS[k] for k in parse_actions(actions)[:WORLD_ACTIONS])
 
 
 def generator_of(pipe: Any, arguments: dict[str, Any]) -> Callable[[int], Tensor]:
@@ -73,7 +81,7 @@ def compare(model: str, computed: list[int], alphas: list[float], seeds: int) ->
     """The tables of one model, as Markdown."""
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    run = generator_of(pipe, batched(model, seeds))
+    run = generator_of(pipe, batched(pipe, model, seeds))
     dense = run()
     parts = []
     for count in computed:

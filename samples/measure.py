@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from diffcache import restore
-from diffcache.report import Fidelity, Sample, fidelity, generate
-from diffcache.zoo import load_pipeline
-from diffcache.zoo.examples import example_call
+from diffcache.media.request import Call, Request, build_call
+from diffcache.media.runs import Run, run_once
+from diffcache.methods import make_config
+from diffcache.report import Fidelity, fidelity
+from diffcache.zoo import list_models, load_pipeline
+from diffcache.zoo.loading import WEIGHTS
+from diffcache.zoo.wan import MOTIONS
 
 STEPS = 50
-Call = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,19 @@ class Variant:
 def variants(computed: int) -> list[Variant]:
     """Our method with ``computed`` of 50 steps, and what it must beat with at least as much time."""
     interval = STEPS // computed
-    return [
-        Variant(f"worldcache, {computed} placed", "worldcache", settings={"computed": computed}),
-        Variant(f"same placement, linear ({computed})", "powerlaw", settings={"computed": computed, "predictor": "linear"}),
-        Variant(f"same placement, reuse ({computed})", "powerlaw", settings={"computed": computed, "predictor": "reuse"}),
-        Variant(
-            f"same placement, the paper's rule ({computed})",
-            "powerlaw",
-            settings={"computed": computed, "predictor": "heterogeneous"},
-        ),
-        Variant(f"interval {interval}, reuse", "interval", settings={"interval": interval, "predictor": "reuse", "warmup": 1}),
-        Variant(f"interval {interval}, linear", "interval", settings={"interval": interval, "predictor": "linear", "warmup": 2}),
-        Variant(f"fewer steps ({computed + 1})", steps=computed + 1),
+    ours = Variant(f"worldcache, {computed} placed", "worldcache", settings={"computed": computed})
+    rules = {"linear": "linear", "reuse": "reuse", "the paper's rule": "heterogeneous"}
+    placed = [
+        Variant(f"same placement, {label} ({computed})", "powerlaw", settings={"computed": computed, "predictor": rule})
+        for label, rule in rules.items()
     ]
+    even = [
+        Variant(
+            f"interval {interval}, {rule}", "interval", settings={"interval": interval, "predictor": rule, "warmup": w}
+        )
+        for rule, w in (("reuse", 1), ("linear", 2))
+    ]
+    return [ours, *placed, *even, Variant(f"fewer steps ({computed + 1})", steps=computed + 1)]
 
 
 PAPER = [
@@ -68,37 +69,42 @@ PAPER = [
 # -- what is generated -------------------------------------------------------------------------------------------------
 
 
-def make_call(model: str, seed: int, steps: int) -> Call:
-    """A generation of an embedded model: held-out clip or prompt number ``seed``, noise of that seed."""
-    arguments = example_call(model, seed)
+def make_call(pipe: Any, model: str, seed: int, steps: int) -> Call:
+    """A call of an embedded model: held-out clip or motion number ``seed``."""
+    motions = list(MOTIONS)
+    what = {"clip": seed} if model == "tiny-world" else {"prompt": motions[seed % len(motions)]}
+    return build_call(pipe, Request(**what, steps=steps), list_models()[model], WEIGHTS / model)
 
-    def call(pipe: Any) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return pipe(**arguments, num_inference_steps=steps, generator=generator, output_type="pt").frames
 
-    return call
+def sample(pipe: Any, model: str, variant: Variant, seed: int) -> Run:
+    """One generation of a variant."""
+    config = make_config(variant.method, **variant.settings)
+    return run_once(pipe, make_call(pipe, model, seed, variant.steps), seed, config, _silent)
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    """Steps are not reported one by one."""
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
+DENSE = Variant("dense")
+
+
 def overhead(pipe: Any, model: str, pairs: int) -> float:
     """Time of the pipeline with hooks that never skip over the bare pipeline, median of alternating pairs."""
-    call = make_call(model, 0, 12)
+    short = Variant("dense", steps=12)
+    arguments = make_call(pipe, model, 0, short.steps).arguments
     ratios = []
     for i in range(pairs + 1):
-        bare = _timed(pipe, call)
-        hooked = generate(pipe, "none", call).seconds
+        begin = time.perf_counter()
+        pipe(**arguments, generator=torch.Generator().manual_seed(0), callback_on_step_end=lambda *_: {})
+        bare = time.perf_counter() - begin
+        hooked = sample(pipe, model, short, 0).seconds
         if i:  # the first pair warms up
             ratios.append(hooked / bare)
     return statistics.median(ratios)
-
-
-def _timed(pipe: Any, call: Call) -> float:
-    restore(pipe)
-    begin = time.perf_counter()
-    call(pipe)
-    return time.perf_counter() - begin
 
 
 @dataclass
@@ -106,19 +112,19 @@ class Row:
     """A variant's results over seeds."""
 
     variant: Variant
-    samples: list[Sample] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     fidelity: list[Fidelity] = field(default_factory=list)
     speedup: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
 
-    def add(self, sample: Sample, dense: Sample) -> None:
-        self.samples.append(sample)
-        self.fidelity.append(fidelity(sample.frames, dense.frames))
-        self.speedup.append(dense.denoiser_seconds / sample.denoiser_seconds)
-        self.whole.append(dense.seconds / sample.seconds)
+    def add(self, run: Run, dense: Run) -> None:
+        self.runs.append(run)
+        self.fidelity.append(fidelity(pixels(run), pixels(dense)))
+        self.speedup.append(dense.denoiser_seconds / run.denoiser_seconds)
+        self.whole.append(dense.seconds / run.seconds)
 
     def summary(self) -> dict[str, Any]:
-        computed = statistics.mean(s.computed_share for s in self.samples) * self.variant.steps
+        computed = statistics.mean(computed_steps(run) for run in self.runs)
         speedup = statistics.median(self.speedup)
         psnr = [f.psnr for f in self.fidelity]
         return {
@@ -132,9 +138,19 @@ class Row:
             "psnr_sd": statistics.stdev(psnr) if len(psnr) > 1 else 0.0,
             "psnr_each": psnr,
             "ssim": statistics.mean(f.ssim for f in self.fidelity),
-            "cached_bytes": max(s.cached_bytes for s in self.samples),
-            "decisions": self.samples[0].decisions[0],
+            "cached_bytes": max(run.cached_bytes for run in self.runs),
+            "decisions": self.runs[0].trajectories[0].segments[0].decisions,
         }
+
+
+def pixels(run: Run) -> Tensor:
+    """Frames [frames, channels, height, width] in [0, 1]."""
+    return torch.from_numpy(run.clip.frames).movedim(-1, -3)
+
+
+def computed_steps(run: Run) -> float:
+    """Computed steps of a trajectory, mean over the trajectories of a rollout."""
+    return statistics.mean(t.segments[0].computed for t in run.trajectories)
 
 
 def measure(model: str, computed: list[int], seeds: int, pairs: int) -> dict[str, Any]:
@@ -147,12 +163,11 @@ def measure(model: str, computed: list[int], seeds: int, pairs: int) -> dict[str
         task = progress.add_task(model, total=seeds * len(rows))
         ratio = overhead(pipe, model, pairs)
         for seed in range(seeds):
-            dense = generate(pipe, "none", make_call(model, seed, STEPS))
+            dense = sample(pipe, model, DENSE, seed)
             for row in rows:
-                v = row.variant
-                row.add(generate(pipe, v.method, make_call(model, seed, v.steps), **v.settings), dense)
+                row.add(sample(pipe, model, row.variant, seed), dense)
                 progress.advance(task)
-            again = generate(pipe, "none", make_call(model, seed, STEPS))
+            again = sample(pipe, model, DENSE, seed)
             drift.append(again.denoiser_seconds / dense.denoiser_seconds)
     return {
         "model": model,

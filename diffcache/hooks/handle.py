@@ -16,7 +16,7 @@ from .recipe import Recipe
 from .stats import Stats
 
 ATTRIBUTE = "diffcache"
-_KEPT = 256
+_KEPT = 4096
 
 
 class Handle:

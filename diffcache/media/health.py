@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("torch", "diffusers", "transformers", "triton", "torchmetrics", "pillow", "imageio", "av")
+_PACKAGES = ("torch", "diffusers", "transformers", "triton", "torchmetrics", "pillow", "av")
 
 
 def examine() -> tuple[list[tuple[str, str]], bool]:

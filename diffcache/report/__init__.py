@@ -1,6 +1,5 @@
-"""Measuring a method against dense sampling: fidelity and time, in one process and interleaved."""
+"""Measuring a method against dense sampling."""
 
 from .metrics import Fidelity, fidelity
-from .timing import Sample, generate
 
-__all__ = ["Fidelity", "Sample", "fidelity", "generate"]
+__all__ = ["Fidelity", "fidelity"]
