@@ -27,9 +27,9 @@ class Branch:
     :meth:`record` and :attr:`pending`.
     """
 
-    def __init__(self, name: str, conditioning: Conditioning, recipe: Recipe, layouts: Sequence[TokenLayout]) -> None:
-        self.name, self.conditioning = name, conditioning
-        self.recipe, self.layouts = recipe, layouts
+    def __init__(self, name: str, conditioning: Conditioning, recipe: Recipe) -> None:
+        self.name, self.conditioning, self.recipe = name, conditioning, recipe
+        self.layouts: list[TokenLayout] = []  # one for each cached tensor, set when the first one is seen
         self.decisions: list[str] = []
         self.fallbacks: list[Fallback] = []
         self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()

@@ -9,6 +9,7 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..predictors import TokenLayout
 from .anatomy import Anatomy, find_block_lists
 from .attach import attach, detach
 from .body import BodySite
@@ -18,7 +19,7 @@ from .conditioning import BranchLabel, Conditioning
 from .outputs import flatten
 from .recipe import Recipe
 from .segment import Segment
-from .stats import FULL, PREDICTED, SegmentStats
+from .stats import FULL, PREDICTED, Mark, SegmentStats
 from .weights import WeightsWatch
 
 
@@ -55,22 +56,23 @@ class DenoiserHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
+        began = Mark(_device(inputs))  # deciding counts as well
         branch, step, predict = self._enter(inputs)
         if branch is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         if predict:
-            with branch.predict_watch.running(branch.device):
-                result = self._predict(branch, step, args, kwargs)
+            result = self._predict(branch, step, args, kwargs)
             branch.mark(step, PREDICTED)
+            branch.predict_watch.add(began)
             return result
         try:
-            with branch.compute_watch.running(_device(inputs)):
-                result = self._compute(branch, step, inputs, args, kwargs)
+            result = self._compute(branch, step, inputs, args, kwargs)
         except BaseException:
             self.abort()
             raise
         branch.mark(step, FULL)
         self.segment.settle(step)
+        branch.compute_watch.add(began)
         return result
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -84,7 +86,7 @@ class DenoiserHook(ModelHook):
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(timestep)
         conditioning = Conditioning(inputs.get(name) for name in self.anatomy.conditioning)
-        branch = segment.branch(self.label.name, conditioning, self._layouts, step)
+        branch = segment.branch(self.label.name, conditioning, step)
         if branch.last_step >= step:
             if not self.clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
@@ -172,13 +174,9 @@ class DenoiserHook(ModelHook):
             return tuple(tuple(part.shape) for part in sample), sample[0].dtype, sample[0].device, returned
         return tuple(sample.shape), sample.dtype, sample.device, returned
 
-    def _layouts(self) -> list[Any]:
-        return []  # filled at the first record, when the output is known
-
-    def _layout(self, output: Tensor) -> Any:
+    def _layout(self, output: Tensor) -> TokenLayout:
         if self._body is not None:
-            output = output.flatten(1, -2) if output.dim() > 3 else output
-            return self.anatomy.layout(output)
+            return TokenLayout()  # hidden states have their features last
         widths = self.recipe.modalities
         if widths:
             probe = self.anatomy.layout(output)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..predictors import TokenLayout
 from .branch import Branch
 from .conditioning import Conditioning
 from .recipe import Recipe
@@ -39,9 +38,7 @@ class Segment:
 
     # -- branches --------------------------------------------------------------------------------------------------
 
-    def branch(
-        self, label: str | None, conditioning: Conditioning, layouts: Callable[[], Sequence[TokenLayout]], step: int
-    ) -> Branch:
+    def branch(self, label: str | None, conditioning: Conditioning, step: int) -> Branch:
         """The branch of a call; a new one if the label or the conditioning has not been seen in this segment."""
         if label is not None:
             found = self.branches.get(label)
@@ -49,7 +46,7 @@ class Segment:
                 found.forget()
                 found.conditioning.adopt(conditioning)
                 found.fall_back(step, "conditioning changed")
-            return found or self._open(label, label, conditioning, layouts)
+            return found or self._open(label, label, conditioning)
         for found in self.branches.values():
             if found.conditioning.same_objects(conditioning):
                 return found
@@ -58,13 +55,13 @@ class Segment:
                 found.conditioning.adopt(conditioning)
                 return found
         name = "all" if not self.branches else f"branch {len(self.branches)}"
-        return self._open((len(self.branches), name), name, conditioning, layouts)
+        return self._open((len(self.branches), name), name, conditioning)
 
-    def _open(self, key: Any, name: str, conditioning: Conditioning, layouts: Callable[[], Any]) -> Branch:
+    def _open(self, key: Any, name: str, conditioning: Conditioning) -> Branch:
         if len(self.branches) >= _MOST_BRANCHES:
             # Conditioning that never repeats: hold no history for it.
             next(iter(self.branches.values())).forget()
-        self.branches[key] = Branch(name, conditioning, self.recipe, layouts())
+        self.branches[key] = Branch(name, conditioning, self.recipe)
         return self.branches[key]
 
     # -- decisions -------------------------------------------------------------------------------------------------

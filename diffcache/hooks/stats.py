@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -96,25 +94,32 @@ def _segment_line(s: SegmentStats) -> str:
     return line + "".join(f"\n    computed instead of predicted, {n}x: {reason}" for reason, n in reasons.items())
 
 
+class Mark:
+    """A point in time: of the host, or of the current CUDA stream (no synchronisation)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+        self.host = time.perf_counter()
+
+
 class Stopwatch:
-    """Seconds spent in a block of code; on CUDA by events, read only when asked for (no synchronisation between)."""
+    """Sum of seconds from marks to now; CUDA events are read only when the sum is asked for."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    @contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
-        else:
-            begin_time = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - begin_time
+    def add(self, began: Mark) -> None:
+        """Add the time since ``began``."""
+        if began.event is None:
+            self._seconds += time.perf_counter() - began.host
+            return
+        end = torch.cuda.Event(enable_timing=True)
+        end.record()
+        self._events.append((began.event, end))
 
     @property
     def seconds(self) -> float:
