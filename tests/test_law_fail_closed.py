@@ -337,3 +337,59 @@ def test_a_prompt_changed_by_a_callback_is_computed_and_counted():
     cond = pipe.diffcache.stats().segments[0]
     assert cond.decisions[4:6] == "cF"
     assert "conditioning" in cond.fallbacks[0].reason
+
+
+# -- branches together -------------------------------------------------------------------------------------------------
+
+
+def walk_two(model, steps, size_at=lambda step, branch: 2, called=lambda step, branch: True):
+    """Two labelled branches; each may change its shape or stay away."""
+    kind = FAMILIES["wan"]
+    prompts = {"cond": kind.conditioning(1, 1), "uncond": kind.conditioning(7, 1)}
+    with torch.no_grad(), denoising(model, steps):
+        for step in range(steps):
+            level = 1.0 - step / steps
+            for label, prompt in prompts.items():
+                if not called(step, label):
+                    continue
+                x = kind.latents(0, 1, size_at(step, label)) * level
+                with model.cache_context(label):
+                    model(hidden_states=x, timestep=kind.time(level)[None], **prompt)
+    return {s.branch: s for s in model.diffcache.stats().segments}
+
+
+def test_a_new_shape_of_the_first_branch_computes_the_others_too():
+    model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=3)
+    found = walk_two(model, 12, size_at=lambda step, branch: 3 if step >= 4 and branch == "cond" else 2)
+    assert found["cond"].decisions[4] == found["uncond"].decisions[4] == "F"
+    assert [f.step for f in found["cond"].fallbacks if "shape" in f.reason] == [4]
+    assert found["cond"].decisions == found["uncond"].decisions
+    assert "c" in found["uncond"].decisions[5:]
+
+
+def test_too_little_history_of_the_first_branch_computes_the_others_too():
+    model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=3, predictor="trend")
+    found = walk_two(model, 12, called=lambda step, branch: branch == "uncond" or step >= 4)
+    first, second = found["cond"].decisions, found["uncond"].decisions
+    assert second[3] == "c"  # alone, it is predicted
+    assert first[4:7] == second[4:7] == "FFF"  # three outputs are needed
+    assert any("too few" in f.reason for f in found["cond"].fallbacks)
+    assert first[4:] == second[4:]
+    assert "c" in first
+
+
+def test_a_nan_that_has_passed_leaves_the_variance_envelope():
+    """Afterwards an honest prediction is made again, and a collapse is still an alarm."""
+    curve = lambda t: (1.0 - 0.1 * (t - 8)).clamp(min=0.3, max=1.0)  # noqa: E731
+    model = accelerate_model(
+        Burst(lambda t: curve(t) + (math.nan if float(t) == 1 else 0.0)),
+        "steps",
+        steps=(0, 1, 2, 3, 4, 5, 8, 9, 10),
+        predictor="linear",
+        warmup=2,
+    )
+    outputs = run_curve(model, 24)
+    (segment,) = model.diffcache.stats().segments
+    assert "cc" in segment.decisions[:9]
+    assert any("variance" in f.reason and f.step > 10 for f in segment.fallbacks), segment.decisions
+    assert all(o.isfinite().all() for i, o in enumerate(outputs) if i != 1)

@@ -1,23 +1,14 @@
-"""Law 4: the host reads the device at most once per computed step, and never for a predicted one.
-
-On the CPU some reads do not reach the dispatcher (``tolist``), so they are counted on the Python side as well.
-"""
+"""Law 4: the host reads the device at most once per computed step, and never for a predicted one."""
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache import accelerate_model, accelerate_pipeline
 
 from .models import FAMILIES, PIPELINES, decisions, run_wan, walk_steps, wan_pipeline
-
-DISPATCHED = {"_local_scalar_dense", "equal", "item", "is_nonzero", "nonzero", "unique", "_to_cpu"}
-CALLED = {"tolist", "item", "cpu", "__bool__", "__float__", "__int__", "__index__", "equal", "allclose", "nonzero"}
+from .reads import Reads, ignore_inside, watched
 
 METHODS = {
     "worldcache": dict(computed=0.5, threshold=0.5),
@@ -26,68 +17,6 @@ METHODS = {
     "powerlaw": dict(computed=0.4),
     "interval:site=body": dict(interval=3),
 }
-
-
-class Reads:
-    """Counts host reads of our engine: those within a model's own forward, and a sampler's, are not ours."""
-
-    def __init__(self) -> None:
-        self.count, self.depth, self.names = 0, 0, []
-
-    def note(self, name: str) -> None:
-        if self.depth == 0:
-            self.count += 1
-            self.names.append(name)
-
-    @contextlib.contextmanager
-    def aside(self):
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
-
-
-class Dispatched(TorchDispatchMode):
-    def __init__(self, reads):
-        super().__init__()
-        self.reads = reads
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.__name__.split(".")[0] in DISPATCHED:
-            self.reads.note(f"aten::{func.__name__}")
-        return func(*args, **(kwargs or {}))
-
-
-class Called(TorchFunctionMode):
-    def __init__(self, reads):
-        super().__init__()
-        self.reads = reads
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in CALLED:
-            self.reads.note(func.__name__)
-            with self.reads.aside():  # one read, even where it dispatches
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def watched(reads):
-    with Dispatched(reads), Called(reads):
-        yield
-
-
-def ignore_inside(model, reads):
-    """The bare model's own reads are its own affair."""
-    inner = model.forward
-
-    def forward(*args, **kwargs):
-        with reads.aside():
-            return inner(*args, **kwargs)
-
-    model.forward = forward
-    return model
 
 
 def test_the_counter_sees_every_kind_of_read():

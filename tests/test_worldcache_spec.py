@@ -364,6 +364,74 @@ def test_faithful_equals_the_plain_restatement(w, n, eta):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def plain_aether(model, steps, w, n, eta, p_s, p_c, widths):
+    """The same on CogVideoX: each latent pixel of each modality is a token, all are ranked together.
+
+    The drift is the mean over all of them.
+    """
+    kind = FAMILIES["cogvideox"]
+    prompt = kind.conditioning(100, 1)
+    x, stored, letters, outputs = kind.latents(0, 1, 2), [], "", []
+
+    def parts(y):  # [1, F, C, H, W] -> one [tokens, width] a modality
+        return [part.movedim(2, -1).flatten(0, -2) for part in y.split(widths, dim=2)]
+
+    def image(groups, like):
+        _, f, _, h, wd = like.shape
+        return torch.cat([g.reshape(1, f, h, wd, -1).movedim(-1, 2) for g in groups], dim=2)
+
+    ready, accumulated = False, 0.0
+    for s in range(steps):
+        level = 1.0 - s / steps
+        full = s < w or s == steps - 1 or not ready or accumulated >= eta or s - stored[-1][0] > n
+        if full:
+            with torch.no_grad():
+                y = model(hidden_states=x, timestep=kind.time(level)[None], **prompt).sample
+            stored, accumulated = [*stored, (s, parts(y))][-3:], 0.0
+            if len(stored) == 3:
+                (s2, y2), (s1, y1), (s0, y0) = stored
+                v_c = [(a - b) / (s0 - s1) for a, b in zip(y0, y1, strict=True)]
+                v_p = [(a - b) / (s1 - s2) for a, b in zip(y1, y2, strict=True)]
+                kappa = [
+                    ((c - p) / (s0 - s1)).norm(dim=1) / (c.norm(dim=1) ** 2 + 1e-8)
+                    for c, p in zip(v_c, v_p, strict=True)
+                ]
+                q_s, q_c = torch.quantile(torch.cat(kappa), torch.tensor([p_s, p_c]))
+                last, ready = y0, True
+        else:
+            k = s - stored[-1][0]
+            u = min(k / n, 1.0)
+            alpha = 3 * u**2 - 2 * u**3
+            blend = [b + k * ((1 - alpha) * c + alpha * p) for b, c, p in zip(y0, v_c, v_p, strict=True)]
+            chosen = [
+                torch.where((g >= q_c)[:, None], m, torch.where((g < q_s)[:, None], b, b + k * c))
+                for g, m, b, c in zip(kappa, blend, y0, v_c, strict=True)
+            ]
+            moves = [g * (m - before).norm(dim=1) * (g >= q_c) for g, m, before in zip(kappa, blend, last, strict=True)]
+            accumulated += float(torch.cat(moves).mean())
+            last, y = blend, image(chosen, x)
+        letters += "F" if full else "c"
+        outputs.append(y)
+        x = x - y / steps
+    return letters, outputs
+
+
+@pytest.mark.parametrize("settings", [{}, dict(warmup=4, max_skip=6, threshold=1e9), dict(warmup=4, max_skip=6)])
+@pytest.mark.parametrize("widths", [(4,), (2, 1, 1)])
+def test_aether_takes_latent_pixels_of_every_modality_as_tokens(widths, settings):
+    wanted = dict(warmup=10, max_skip=2, threshold=0.2) | settings
+    model = FAMILIES["cogvideox"].build(0)
+    letters, outputs = plain_aether(
+        model, 24, wanted["warmup"], wanted["max_skip"], wanted["threshold"], 0.3, 0.6, list(widths)
+    )
+    accelerate_model(model, "worldcache:aether", modalities=widths, **settings)
+    run = sample("cogvideox", model, 24, cfg="none")
+    assert decisions(model) == [letters]
+    assert "c" in letters
+    for found, y in zip(run.outputs, outputs, strict=True):
+        torch.testing.assert_close(found, y, rtol=1e-5, atol=1e-5)
+
+
 def test_presets_are_the_papers():
     aether, voyager = make_config("worldcache:aether"), make_config("worldcache:voyager")
     assert (aether.warmup, aether.max_skip, aether.threshold, aether.stable, aether.chaotic) == (10, 2, 0.2, 0.3, 0.6)

@@ -1,0 +1,109 @@
+"""Whole pipelines of diffusers with all their components, and a sampler that starts late."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, WanPipeline
+from diffusers import UniPCMultistepScheduler as UniPC
+from diffusers.image_processor import VaeImageProcessor
+from transformers import UMT5Config, UMT5EncoderModel
+
+from diffcache import accelerate_pipeline
+from diffcache.zoo.wan import make_tokenizer
+
+from .models import TEXT, decisions, flux, normal, seeded, wan
+
+
+@pytest.fixture(scope="module")
+def whole_wan():
+    tokenizer = make_tokenizer()
+    sizes = dict(d_model=TEXT, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with seeded(0):
+        text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)).eval()
+        vae = AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ).eval()
+    pipe = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        scheduler=UniPC(prediction_type="flow_prediction", use_flow_sigmas=True),
+        transformer=wan(0),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def film(pipe, steps: int = 9) -> np.ndarray:
+    return pipe(
+        "the player turns left",
+        negative_prompt="walks forward",
+        height=32,
+        width=32,
+        num_frames=5,
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        max_sequence_length=8,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).frames
+
+
+def test_prompts_to_pictures(whole_wan):
+    bare = film(whole_wan)
+    accelerate_pipeline(whole_wan, "worldcache", max_skip=0)
+    assert np.array_equal(film(whole_wan), bare)
+    accelerate_pipeline(whole_wan, "worldcache", threshold=float("inf"))
+    frames = film(whole_wan)
+    assert frames.shape == bare.shape == (1, 5, 32, 32, 3)
+    assert np.isfinite(frames).all()
+    assert not np.array_equal(frames, bare)
+    letters = decisions(whole_wan)
+    assert len(letters) == 2
+    assert all("c" in text and len(text) == 9 for text in letters)
+
+
+def repaint(pipe, steps: int, strength: float) -> torch.Tensor:
+    return pipe(
+        image=normal(1, 4, 8, 8, seed=3),  # latents pass the encoder by
+        prompt_embeds=normal(1, 6, TEXT, seed=1),
+        pooled_prompt_embeds=normal(1, TEXT, seed=2),
+        height=64,
+        width=64,
+        strength=strength,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_late_start_by_the_pipelines_own_call(strength):
+    pipe = FluxImg2ImgPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=flux(0),
+    )
+    pipe.latent_channels = 4
+    pipe.image_processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=4)
+    pipe.set_progress_bar_config(disable=True)
+    bare = repaint(pipe, 15, strength)
+    accelerate_pipeline(pipe, "interval", max_skip=0)
+    assert torch.equal(repaint(pipe, 15, strength), bare)
+    accelerate_pipeline(pipe, "interval", interval=3)
+    assert repaint(pipe, 15, strength).isfinite().all()
+    runs = round(15 * strength)
+    (letters,) = decisions(pipe)
+    assert letters == ("FFF" + "ccF" * 9)[: runs - 1] + "F"  # warm-up and cool-down of the steps that run
