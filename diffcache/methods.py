@@ -124,6 +124,10 @@ class NoneConfig(MethodConfig):
 class ForecastConfig(MethodConfig):
     """What the methods with a placed schedule share: which value is cached and how it is predicted.
 
+    Memory of one branch: ``depth * numel(value) * element_size + 8 * batch`` bytes, where the value is the output or
+    the body's residual and depth is 1 for ``reuse``, order + 1 for ``linear`` and ``taylor``, 3 for ``hermite``,
+    ``heterogeneous`` and ``trend``; ``heterogeneous`` adds 12 bytes a token and ``trend`` 4.
+
     Args:
         predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous`` or ``trend``.
         order: degree of ``taylor``, 0 to 4.

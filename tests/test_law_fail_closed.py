@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 
-from diffcache import accelerate_model, accelerate_pipeline, denoising
+from diffcache import NothingSkippedWarning, accelerate_model, accelerate_pipeline, denoising
 
 from .cases import PLACED, SKIPPING
 from .models import FAMILIES, decisions, run_wan, sample, wan_pipeline
@@ -193,6 +194,22 @@ def test_after_an_exception_the_rest_of_the_trajectory_is_computed():
 
 
 # -- the model changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_that_was_broken_off_is_not_reported_as_idle():
+    pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
+
+    def fail(pipe, step, t, kwargs):
+        if step == 1:
+            raise RuntimeError("stop")
+        return {}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NothingSkippedWarning)
+        with pytest.raises(RuntimeError, match="stop"):
+            run_wan(pipe, 12, callback_on_step_end=fail)
+        run_wan(pipe, 12)
+    assert "c" in decisions(pipe)[0]
 
 
 @pytest.mark.parametrize("site", ["output", "body"])

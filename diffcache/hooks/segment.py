@@ -152,7 +152,9 @@ class Segment:
 
     @property
     def idle_reason(self) -> str | None:
-        """Why nothing was predicted, if steps were computed and nothing was."""
+        """Why nothing was predicted, if the segment ran to its end and nothing was."""
+        if self.total is not None and self.deciding + 1 < self.total:
+            return None  # it was broken off: there is nothing to explain
         letters = "".join(letter for branch in self.branches.values() for letter in branch.decisions)
         if PREDICTED in letters or FULL not in letters:
             return None
