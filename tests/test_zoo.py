@@ -144,11 +144,12 @@ def test_world_actions_matter(world, clips):
 
 
 def test_world_beats_repeating_the_last_frame(world, clips):
+    # All 16 clips: the margin varies a lot between clips, and the first four hardly move.
     generator = torch.Generator().manual_seed(0)
-    made = world(**context(clips, 4), num_inference_steps=10, generator=generator, output_type="np")
+    made = world(**context(clips, 16), num_inference_steps=10, generator=generator, output_type="np")
     for name, frames in (("rgb", made.frames), ("depth", made.depth)):
-        true = clips[name][:4, :8].numpy() / 255
-        last = np.broadcast_to(clips[f"context_{name}"][:4, -1:].numpy() / 255, true.shape)
+        true = clips[name][:, :8].numpy() / 255
+        last = np.broadcast_to(clips[f"context_{name}"][:, -1:].numpy() / 255, true.shape)
         assert psnr(frames, true) > psnr(last, true), name
 
 
