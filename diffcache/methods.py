@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -424,16 +425,17 @@ def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
 def parse_settings(text: str) -> dict[str, Any]:
     """``"max_skip=6,threshold=0.1"`` or a preset's name, as fields; values are read as YAML."""
     settings: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # commas inside a list belong to its value
         key, equals, value = part.partition("=")
         if not equals:
             settings["preset"] = key.strip()
         else:
-            settings[key.strip()] = _read_value(key.strip(), value)
+            settings[key.strip()] = read_value(key.strip(), value)
     return settings
 
 
-def _read_value(key: str, text: str) -> Any:
+def read_value(key: str, text: str) -> Any:
+    """A field's value as typed by a user, read as YAML; raises ConfigError that names the field."""
     try:
         return float("inf") if text.strip() == "inf" else yaml.safe_load(text)
     except yaml.YAMLError as error:

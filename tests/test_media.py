@@ -286,7 +286,7 @@ def test_settings_win_over_the_method_string_and_presets():
     for bad in ("max_skip", "=3", "max_skip=[1"):
         with pytest.raises(ConfigError):
             method_config("worldcache", [bad])
-    with pytest.raises(ConfigError, match="YAML"):
+    with pytest.raises(ConfigError, match="max_skip"):
         method_config("worldcache:max_skip=[1", [])
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import diffusers
 import torch
-import yaml
 
 from ..errors import ConfigError, unknown
-from ..methods import MethodConfig, make_config, parse_settings
+from ..methods import MethodConfig, make_config, read_value
 from ..zoo import ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Call, Request, build_call, check_model, short_name
@@ -89,26 +88,18 @@ def open_session(
 
 def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:
     """The method's configuration; what the zoo recommends for the model holds where the method comes without fields."""
-    try:
-        fields = dict(_setting(text) for text in settings)
-        name, _, given = method.partition(":")
-        if entry is not None and name in entry.methods and not given:
-            return make_config(name, **{**entry.methods[name], **fields})
-        if given and name.isidentifier():
-            return make_config(name, **{**parse_settings(given), **fields})
-        return make_config(method, **fields)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"method: '{method}' has a value that is not readable as YAML") from error
+    fields = dict(_setting(text) for text in settings)
+    name, _, given = method.partition(":")
+    if entry is not None and name in entry.methods and not given:
+        fields = {**entry.methods[name], **fields}
+    return make_config(method, **fields)
 
 
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"set: '{text}' is not a field, must be KEY=VALUE, e.g. --set max_skip=4")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key.strip()}: '{value}' is not readable as a value, must be YAML") from error
+    return key.strip(), read_value(key.strip(), value)
 
 
 def _device(text: str | None) -> torch.device:

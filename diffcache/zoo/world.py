@@ -168,6 +168,11 @@ class WorldPipeline(DiffusionPipeline):
         return (self.latent_shape[0] - 1) * self.vae.config.scale_factor_temporal
 
     @property
+    def modalities(self) -> tuple[int, int]:
+        """Channel widths of RGB and depth in the denoiser's output: a method measures each on its own."""
+        return self.vae.config.z_dim, self.depth_vae.config.z_dim
+
+    @property
     def interrupt(self) -> bool:
         return getattr(self, "_interrupt", False)
 
