@@ -265,10 +265,11 @@ class WorldCacheConfig(MethodConfig):
 
     Args:
         warmup: first steps computed (None: 3, faithful 10).
+        cooldown: last steps computed (None: 1).
         max_skip: longest run of predicted steps (None: 8, faithful 2).
         computed: number of computed steps (>= 1) or their share (in (0, 1)), before the guard adds any.
         alpha: exponent of the placement.
-        threshold: None: 0.15, faithful 0.2. Default: largest relative error that a prediction may be expected to
+        threshold: None: 0.2, faithful 0.2. Default: largest relative error that a prediction may be expected to
             have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
         share: how far a token's damping is pulled towards its sample's (see Trend).
         stable, chaotic: quantiles of the faithful grouping, 0 <= stable <= chaotic <= 1.
@@ -285,6 +286,7 @@ class WorldCacheConfig(MethodConfig):
     }
 
     warmup: int = None  # type: ignore[assignment]
+    cooldown: int = None  # type: ignore[assignment]
     max_skip: int = None  # type: ignore[assignment]
     computed: float = 0.4
     alpha: float = 1.5
@@ -299,7 +301,7 @@ class WorldCacheConfig(MethodConfig):
     def __post_init__(self) -> None:
         if not isinstance(self.faithful, bool):
             raise ConfigError(f"faithful: {self.faithful!r} is out of range, must be true or false")
-        defaults = dict(warmup=10, max_skip=2, threshold=0.2) if self.faithful else _DEFAULTS
+        defaults = dict(warmup=10, cooldown=1, max_skip=2, threshold=0.2) if self.faithful else _DEFAULTS
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -355,7 +357,7 @@ class WorldCacheConfig(MethodConfig):
         )
 
 
-_DEFAULTS: dict[str, Any] = dict(warmup=3, max_skip=8, threshold=0.15)
+_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.2)
 
 
 def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:

@@ -195,4 +195,20 @@ def test_the_error_is_compared_with_the_drift_that_foretold_it():
     guard.computed(step)
     # the error is what the drift foretold; the next run is foretold to be ten times worse
     guard.plan([[1.0] * guard.reach(step)] * 2, [0.1] * 2)
-    assert guard.gain == pytest.approx(1.0)
+    believed = Guarded.prior * Guarded.weight
+    assert guard.gain == pytest.approx((believed + 0.1) / (Guarded.weight + 0.1))
+
+
+def test_a_run_that_looked_straight_by_chance_does_not_rule_the_guard():
+    """Drift near zero and an ordinary error: a ratio of the two would forbid every prediction from then on."""
+    guard = Guarded(0.2, 1.5, 0.2, warmup=3)
+    guard.start(50)
+    for step in range(3):
+        guard.computed(step)
+    guard.plan([[1e-6] * guard.reach(2)], [math.nan])
+    step = 3
+    while not guard.wants_compute(step):
+        step += 1
+    guard.computed(step)
+    guard.plan([[0.01] * guard.reach(step)], [0.04])
+    assert not guard.wants_compute(step + 1)

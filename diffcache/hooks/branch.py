@@ -140,7 +140,7 @@ class Branch:
 
     def _envelope(self, index: int, now: Tensor) -> tuple[Tensor, Tensor]:
         if index >= len(self._spread):
-            return now, now
+            return now, now.clone()
         low, high = self._spread[index]
         return torch.fmin(low, now), torch.fmax(high, now)  # a NaN that has passed does not stay
 

@@ -62,8 +62,10 @@ class Guarded(PowerLaw):
 
     wants_drift = True
     wants_error = True
-    #: weight of a new measurement of (true error / drift) against the old ones
-    momentum = 0.5
+    #: what true error / drift is taken for before it is measured, and the weight of that, in units of drift
+    prior, weight = 3.0, 0.01
+    #: share of what was measured that is remembered at the next measurement
+    memory = 0.7
 
     def __init__(
         self, computed: float, alpha: float, threshold: float, warmup: int, cooldown: int = 1, max_skip: int = NEVER
@@ -73,7 +75,7 @@ class Guarded(PowerLaw):
 
     def start(self, total: int | None) -> None:
         super().start(total)
-        self.gain = 1.0
+        self._errors = self._drifts = 0.0
         self._expected: list[float] = []
         self._run = 0
 
@@ -93,8 +95,15 @@ class Guarded(PowerLaw):
         if not errors or not 0 < self._run <= len(self._expected):
             return
         drift = self._expected[self._run - 1]
-        if isfinite(drift) and drift > 0:
-            self.gain += self.momentum * (max(errors) / drift - self.gain)
+        if isfinite(drift):
+            # Sums, not a mean of ratios: a run that happened to look straight (drift near 0) must not rule.
+            self._errors = self.memory * self._errors + max(errors)
+            self._drifts = self.memory * self._drifts + drift
+
+    @property
+    def gain(self) -> float:
+        """True error for one unit of drift, as measured in this segment so far."""
+        return (self.prior * self.weight + self._errors) / (self.weight + self._drifts)
 
 
 def _largest(numbers: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ class PowerLaw(Schedule):
     """``computed`` steps, dense early and sparse late: early steps decide what the picture is.
 
     The first ``warmup`` steps, the last one, and the rest at ``warmup - 1 + (N - warmup) * u^alpha`` for evenly
-    spaced u in (0, 1].
+    spaced u in (0, 1]. A ``cooldown`` of c > 1 steps takes c - 1 of them for the end, and the law ends before these.
 
     Args:
         computed: number of computed steps (>= 1), or their share of all steps (in (0, 1)).
@@ -57,19 +57,21 @@ class PowerLaw(Schedule):
 
     def start(self, total: int | None) -> None:
         super().start(total)
-        self.steps = frozenset(power_law(total or 0, self.computed_steps, self.alpha, self.warmup))
+        self.steps = frozenset(power_law(total or 0, self.computed_steps, self.alpha, self.warmup, self.cooldown))
 
     def placed(self, step: int) -> bool:
         return step in self.steps
 
 
-def power_law(total: int, computed: float, alpha: float, warmup: int) -> list[int]:
-    """Step indices of :class:`PowerLaw`, sorted and distinct.
+def power_law(total: int, computed: float, alpha: float, warmup: int, cooldown: int = 1) -> list[int]:
+    """Step indices of :class:`PowerLaw`, sorted and distinct, the last ``cooldown - 1`` left to the cool-down.
 
     >>> power_law(20, 8, 1.5, 3)
     [0, 1, 2, 4, 6, 10, 14, 19]
     """
-    count = round(computed * total) if computed < 1 else int(computed)
+    tail = min(max(cooldown - 1, 0), total)
+    count = (round(computed * total) if computed < 1 else int(computed)) - tail
+    total -= tail
     first = min(warmup, total)
     rest = min(max(count - first, 0), total - first)
     steps = list(range(first))
