@@ -269,7 +269,7 @@ class WorldCacheConfig(MethodConfig):
         max_skip: longest run of predicted steps (None: 8, faithful 2).
         computed: number of computed steps (>= 1) or their share (in (0, 1)), before the guard adds any.
         alpha: exponent of the placement.
-        threshold: None: 0.2, faithful 0.2. Default: largest relative error that a prediction may be expected to
+        threshold: None: 0.3, faithful 0.2. Default: largest relative error that a prediction may be expected to
             have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
         share: how far a token's damping is pulled towards its sample's (see Trend).
         stable, chaotic: quantiles of the faithful grouping, 0 <= stable <= chaotic <= 1.
@@ -357,7 +357,7 @@ class WorldCacheConfig(MethodConfig):
         )
 
 
-_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.2)
+_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.3)
 
 
 def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
