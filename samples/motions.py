@@ -12,6 +12,7 @@ from diffcache.zoo.wan import MOTIONS
 CLIP_FRAMES = 9
 KEYS = "LRFBAD"  # in the order of MOTIONS
 ACTIONS = "NFBLRAD"
+MIN_DEPTH = 30  # mean of the recorded depth: right before a wall a turn can hardly be told from a step
 
 
 def travelled(pose: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,14 +25,16 @@ def travelled(pose: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def find_clips(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Start frames and motion numbers of all clips that hold one action and whose pose shows the motion."""
+    """Start frames and motion numbers of all clips that hold one action in open view and whose pose shows the motion."""
     action, episode, pose = (np.load(folder / f"{name}.npy") for name in ("action", "episode", "pose"))
+    open_view = np.load(folder / "depth.npy", mmap_mode="r").mean((1, 2), dtype=np.float32) > MIN_DEPTH
     starts = window_starts(episode, CLIP_FRAMES)
     held = action[starts[:, None] + np.arange(CLIP_FRAMES - 1)]
-    starts, held = starts[(held == held[:, :1]).all(1)], held[(held == held[:, :1]).all(1), 0]
+    clear = (held == held[:, :1]).all(1) & open_view[starts] & open_view[starts + CLIP_FRAMES - 1]
+    starts, held = starts[clear], held[clear, 0]
     ahead, right, turn = travelled(pose, starts)
     motion = np.full(len(starts), -1)
-    shown = {"L": turn > 35, "R": turn < -35, "F": ahead > 45, "B": ahead < -45, "A": right < -40, "D": right > 40}
+    shown = {"L": turn > 20, "R": turn < -20, "F": ahead > 24, "B": ahead < -24, "A": right < -22, "D": right > 22}
     for number, key in enumerate(KEYS):
         motion[(held == ACTIONS.index(key)) & shown[key]] = number
     return starts[motion >= 0], motion[motion >= 0]

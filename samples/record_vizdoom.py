@@ -4,9 +4,9 @@
     python samples/record_vizdoom.py --out data/vizdoom-motions --policy motions --seed 100
 
 The scenario is ``my_way_home`` (rooms with different textures, random spawn). A sticky random policy holds each action
-for several frames, prefers walking forward and turns away from walls. One recorded frame is two game tics, so that a
-held turn (about 7 degrees per frame) keeps most of the view in the picture. Each split becomes a folder of ``.npy``
-files:
+for several frames, prefers walking forward and turns away from walls. One recorded frame is two game tics (one for the
+``motions`` policy), so that a held turn (about 7 and 3.5 degrees per frame) keeps most of the view in the picture. Each
+split becomes a folder of ``.npy`` files:
 
 =============  ======================  ====================================================
 ``rgb``        uint8 (N, 48, 64, 3)    picture, box-filtered from 160 x 120
@@ -36,7 +36,8 @@ POLICIES = {  # how often each of ACTIONS is chosen
     "play": (0.03, 0.33, 0.09, 0.19, 0.19, 0.085, 0.085),  # what a player does, for tiny-world
     "motions": (0.0, 0.2, 0.22, 0.09, 0.09, 0.2, 0.2),  # every motion about equally often, for tiny-wan
 }
-HEIGHT, WIDTH, TICS, EPISODE_FRAMES, DEPTH_GAIN = 48, 64, 2, 400, 4.0
+HEIGHT, WIDTH, EPISODE_FRAMES, DEPTH_GAIN = 48, 64, 400, 4.0
+TICS = {"play": 2, "motions": 1}  # game tics per recorded frame
 FIELDS = ("rgb", "depth", "action", "pose", "episode")
 
 
@@ -99,7 +100,7 @@ def record_episode(game, rng: np.random.Generator, policy: str, number: int) -> 
             moved = float(np.hypot(*(pose[:2] - rows[-1][3][:2])))
         action = player(moved)
         rows.append((state.screen_buffer.copy(), state.depth_buffer.copy(), action, pose, number))
-        game.make_action([int(i + 1 == action) for i in range(len(BUTTONS))], TICS)
+        game.make_action([int(i + 1 == action) for i in range(len(BUTTONS))], TICS[policy])
     rgb, depth, action, pose, episode = (np.stack(column) for column in zip(*rows, strict=True))
     rgb, depth = downscale(rgb, depth)
     return dict(zip(FIELDS, (rgb, depth, action.astype(np.uint8), pose, episode.astype(np.int32)), strict=True))
