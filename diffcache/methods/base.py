@@ -1,0 +1,80 @@
+"""What every method's configuration has."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from ..errors import ScheduleFileError
+from ..hooks.recipe import Recipe
+from ..predictors import Predictor, Taylor
+from ..schedules import NEVER, Schedule
+from .checks import check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(ABC):
+    """What every method has.
+
+    Args:
+        warmup: first steps that are always computed.
+        cooldown: last steps that are always computed.
+        max_skip: longest run of predicted steps; 0 never skips.
+    """
+
+    method: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    warmup: int = 3
+    cooldown: int = 1
+    max_skip: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "cooldown", "max_skip"):
+            check_number(name, getattr(self, name), 0, NEVER, whole=True)
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 - most subclasses check something, not all must
+        """Check the fields that the subclass adds; raises ConfigError with field, value and what would be right."""
+
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """The site, schedule and predictor of this configuration."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and every field; JSON-ready."""
+        return {"method": self.method, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write YAML (``.yaml``, ``.yml``) or JSON (``.json``); :func:`load_config` reads it back."""
+        path = Path(path)
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in self.to_dict().items()}
+        if path.suffix in (".yaml", ".yml"):
+            path.write_text(yaml.safe_dump(data, sort_keys=False))
+        elif path.suffix == ".json":
+            path.write_text(json.dumps(data, indent=2) + "\n")
+        else:
+            raise ScheduleFileError(f"{path}: unknown suffix '{path.suffix}', must be .yaml, .yml or .json")
+
+    def _warmup(self, predictor: Predictor) -> int:
+        # With fewer computed outputs than the predictor needs, every step is computed anyway.
+        return max(self.warmup, predictor.least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoneConfig(MethodConfig):
+    """Never skips: the hooks are on and every step is computed. The control for overhead and for exactness."""
+
+    method: ClassVar[str] = "none"
+    summary: ClassVar[str] = "computes every step (control)"
+
+    max_skip: int = 0
+
+    def recipe(self) -> Recipe:
+        return Recipe(self.method, self, "output", lambda: Schedule(max_skip=0), Taylor(0))

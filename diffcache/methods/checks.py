@@ -1,0 +1,22 @@
+"""Checks of a configuration's fields: the message names the field, the value and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigError, unknown
+from ..schedules import NEVER
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+    kind = "a whole number" if whole else "a number"
+    wanted = f"{kind} from {low:g} to {high:g}" if high < NEVER else f"{kind} >= {low:g}"
+    good = isinstance(value, int) if whole else isinstance(value, (int, float))
+    if isinstance(value, bool) or not good or not low <= value <= high:
+        raise ConfigError(f"{name}: {value!r} is out of range, must be {wanted}")
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: {unknown('value', str(value), known)}")

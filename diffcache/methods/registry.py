@@ -1,0 +1,104 @@
+"""Methods by name, from text and from files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, ScheduleFileError, unknown
+from .base import MethodConfig, NoneConfig
+from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
+from .worldcache import WorldCacheConfig
+
+_METHODS: dict[str, type[MethodConfig]] = {
+    config.method: config for config in (WorldCacheConfig, PowerLawConfig, IntervalConfig, StepsConfig, NoneConfig)
+}
+
+
+def list_methods() -> dict[str, type[MethodConfig]]:
+    """Every method's name and configuration class."""
+    return dict(_METHODS)
+
+
+def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodConfig:
+    """A validated configuration.
+
+    Args:
+        method: a name (``worldcache``), a name with settings (``worldcache:aether``, ``interval:interval=4``), a
+            configuration object, or a path to ``.yaml`` or ``.json``.
+        overrides: fields to set; ``preset`` names a preset of the method.
+
+    Raises:
+        ConfigError: unknown name or field (the closest known one is named), or a value out of range.
+        ScheduleFileError: the file cannot be read as a configuration.
+    """
+    if isinstance(method, MethodConfig):
+        return _build(type(method), {**_values(method), **overrides})
+    if not isinstance(method, (str, Path)):
+        raise ConfigError(f"method: {method!r} is not a name, a configuration or a path")
+    if isinstance(method, Path) or Path(method).suffix in (".yaml", ".yml", ".json"):
+        return load_config(method, **overrides)
+    name, _, settings = method.partition(":")
+    if name not in _METHODS:
+        raise ConfigError(unknown("method", name, _METHODS))
+    return _build(_METHODS[name], {**parse_settings(settings), **overrides})
+
+
+def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
+    """Read a configuration that :meth:`MethodConfig.save` wrote, or that was written by hand."""
+    try:
+        text = Path(path).read_text()
+        data = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise ScheduleFileError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ScheduleFileError(f"{path}: not readable as {Path(path).suffix[1:].upper()}") from error
+    if not isinstance(data, dict) or "method" not in data:
+        raise ScheduleFileError(f"{path}: no field 'method'; a configuration names its method")
+    name = data.pop("method")
+    if not isinstance(name, str) or name not in _METHODS:
+        raise ConfigError(f"{path}: {unknown('method', str(name), _METHODS)}")
+    return _build(_METHODS[name], {**data, **overrides})
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """``"max_skip=6,threshold=0.1"`` or a preset's name, as fields; values are read as YAML."""
+    settings: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # commas inside a list belong to its value
+        key, equals, value = part.partition("=")
+        if not equals:
+            settings["preset"] = key.strip()
+        else:
+            settings[key.strip()] = read_value(key.strip(), value)
+    return settings
+
+
+def read_value(key: str, text: str) -> Any:
+    """A field's value as typed by a user, read as YAML; raises ConfigError that names the field."""
+    try:
+        return float("inf") if text.strip() == "inf" else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: '{text}' is not a value") from error
+
+
+def _values(config: MethodConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _build(cls: type[MethodConfig], values: dict[str, Any]) -> MethodConfig:
+    preset = values.pop("preset", None)
+    if preset is not None:
+        if preset not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise ConfigError(f"preset: {cls.method} has no preset '{preset}', known: {known}")
+        values = {**cls.presets[preset], **values}
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{cls.method}: {unknown('field', str(name), known)}")
+    return cls(**values)

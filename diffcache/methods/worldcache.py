@@ -1,0 +1,139 @@
+"""``worldcache``: the default method, and the paper's released behaviour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import ConfigError
+from ..hooks.recipe import AXES, Recipe
+from ..predictors import Fit, Heterogeneous, Horizon, Moments, Trend
+from ..predictors.hermite import HeterogeneousFit
+from ..predictors.scores import turning
+from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, relative_drift
+from .base import MethodConfig
+from .checks import check_choice, check_number
+from .forecast import check_computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldCacheConfig(MethodConfig):
+    """WorldCache (arXiv 2603.06331) with measured prediction; ``faithful=True`` is the paper's released behaviour.
+
+    Default: power-law placement of ``computed`` steps, the measured damped trend per token as predictor, and the
+    drift, calibrated by the true error of past predictions, as a guard that computes earlier where needed.
+
+    Faithful: per token reuse / linear / Hermite blend by curvature quantiles, and chaotic-prioritised adaptive
+    skipping. ``computed`` and ``alpha`` have no effect there; warmup 10, max_skip 2, threshold 0.2 are its defaults.
+
+    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 8 * batch * modalities``
+    bytes (three outputs, one fp32 ratio a token, two variances a sample); faithful: ``12 * tokens * modalities`` in
+    place of ``4 * tokens * modalities``.
+
+    Args:
+        warmup: first steps computed (None: 3, faithful 10).
+        cooldown: last steps computed (None: 1).
+        max_skip: longest run of predicted steps (None: 8, faithful 2).
+        computed: number of computed steps (>= 1) or their share (in (0, 1)), before the guard adds any.
+        alpha: exponent of the placement.
+        threshold: None: 0.3, faithful 0.2. Default: largest relative error that a prediction may be expected to
+            have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
+        share: how far a token's damping is pulled towards its sample's (see Trend).
+        stable, chaotic: quantiles of the faithful grouping, 0 <= stable <= chaotic <= 1.
+        axis: time axis of the predictor (faithful: always ``index``).
+        modalities: channel widths of stacked modalities, e.g. (16, 16, 24) for Aether's RGB, depth and raymap.
+        faithful: reproduce the released method.
+    """
+
+    method: ClassVar[str] = "worldcache"
+    summary: ClassVar[str] = "measured per-token prediction, power-law placement, drift guard (default)"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "aether": dict(faithful=True, warmup=10, max_skip=2, threshold=0.2, stable=0.3, chaotic=0.6),
+        "voyager": dict(faithful=True, warmup=5, max_skip=6, threshold=1.0, stable=0.3, chaotic=0.6),
+    }
+
+    warmup: int = None  # type: ignore[assignment]
+    cooldown: int = None  # type: ignore[assignment]
+    max_skip: int = None  # type: ignore[assignment]
+    computed: float = 0.4
+    alpha: float = 1.5
+    threshold: float = None  # type: ignore[assignment]
+    share: float = 1.0
+    stable: float = 0.3
+    chaotic: float = 0.6
+    axis: str = "index"
+    modalities: tuple[int, ...] = ()
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.faithful, bool):
+            raise ConfigError(f"faithful: {self.faithful!r} is out of range, must be true or false")
+        defaults = dict(warmup=10, cooldown=1, max_skip=2, threshold=0.2) if self.faithful else _DEFAULTS
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if isinstance(self.modalities, list):
+            object.__setattr__(self, "modalities", tuple(self.modalities))
+        super().__post_init__()
+
+    def validate(self) -> None:
+        check_computed(self.computed)
+        check_number("alpha", self.alpha, 0.1, 10, whole=False)
+        check_number("threshold", self.threshold, 0, math.inf, whole=False)
+        check_number("share", self.share, 0, math.inf, whole=False)
+        check_number("stable", self.stable, 0, 1, whole=False)
+        check_number("chaotic", self.chaotic, 0, 1, whole=False)
+        if self.stable > self.chaotic:
+            raise ConfigError(f"stable: {self.stable} is out of range, must be <= chaotic ({self.chaotic})")
+        check_choice("axis", self.axis, AXES)
+        if not isinstance(self.modalities, tuple):
+            raise ConfigError(f"modalities: {self.modalities!r} is not a list of channel widths")
+        for width in self.modalities:
+            check_number("modalities", width, 1, NEVER, whole=True)
+
+    def recipe(self) -> Recipe:
+        return self._faithful_recipe() if self.faithful else self._recipe()
+
+    def _faithful_recipe(self) -> Recipe:
+        predictor = Heterogeneous(self.stable, self.chaotic)
+        warmup = self._warmup(predictor)
+        return Recipe(
+            self.method,
+            self,
+            "output",
+            lambda: ChaoticSkipping(self.threshold, warmup, self.max_skip, self.cooldown),
+            predictor,
+            drift=_released_drift,
+            limit=max(self.max_skip, 1),
+            modalities=self.modalities,
+        )
+
+    def _recipe(self) -> Recipe:
+        predictor = Trend(self.share)
+        warmup = self._warmup(predictor)
+        return Recipe(
+            self.method,
+            self,
+            "output",
+            lambda: Guarded(self.computed, self.alpha, self.threshold, warmup, self.cooldown, self.max_skip),
+            predictor,
+            drift=_turning_drift if self.threshold < math.inf else None,
+            axis=self.axis,
+            limit=max(self.max_skip, 1),
+            modalities=self.modalities,
+        )
+
+
+_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.3)
+
+
+def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
+    assert isinstance(fit, HeterogeneousFit)
+    blended = [fit.chaotic_slopes(horizon) for _ in moments]
+    return chaotic_drift(moments, blended, fit.scores, fit.chaotic)
+
+
+def _turning_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
+    return relative_drift(moments, slopes, [turning(m) for m in moments])
