@@ -2,6 +2,7 @@
 
     python samples/export.py tiny-world --run runs/tiny-world --data data/vizdoom
     python samples/export.py tiny-wan --run runs/tiny-wan
+    python samples/export.py tiny-dit --run runs/tiny-dit
 
 The weights are the EMA of the run's latest checkpoint, so this also works while the training still runs.
 """
@@ -13,13 +14,15 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+import train_tiny_dit
+import train_tiny_world
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from eval_tiny_world import heldout
+from prepare_emoji import NAMES
 from safetensors.torch import save_file
 from train_tiny_wan import TextToVideo
-from train_tiny_world import make_transformer
 
-from diffcache.zoo.autoencoder import AutoencoderBlockPCA
+from diffcache.zoo.autoencoder import AutoencoderBlockPCA, AutoencoderImagePCA
 from diffcache.zoo.loading import MANIFEST, WEIGHTS, file_digest
 from diffcache.zoo.wan import make_tokenizer
 
@@ -40,6 +43,13 @@ INDEX = {
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     },
+    "tiny-dit": {
+        "pipeline_class": "diffusers:DiTPipeline",
+        "vae": ["diffcache.zoo.autoencoder", "AutoencoderImagePCA"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "id2label": dict(enumerate(NAMES)),
+    },
 }
 
 
@@ -48,7 +58,7 @@ def average(run: Path) -> dict[str, torch.Tensor]:
 
 
 def export_world(run: Path, out: Path, data: Path, shift: float) -> None:
-    transformer = make_transformer()
+    transformer = train_tiny_world.make_transformer()
     transformer.load_state_dict(average(run))
     transformer.half().save_pretrained(out / "transformer")
     for name in ("vae", "depth_vae"):
@@ -67,6 +77,18 @@ def export_wan(run: Path, out: Path, shift: float) -> None:
     tokenizer.save_pretrained(out / "tokenizer")
     AutoencoderBlockPCA.from_pretrained(run / "vae").half().save_pretrained(out / "vae")
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(out / "scheduler")
+
+
+def export_dit(run: Path, out: Path, shift: float) -> None:
+    transformer = train_tiny_dit.make_transformer()
+    transformer.load_state_dict(average(run))
+    transformer.half().save_pretrained(out / "transformer")
+    AutoencoderImagePCA.from_pretrained(run / "vae").half().save_pretrained(out / "vae")
+    # DiTPipeline calls `scale_model_input`, which the flow sampler lacks; of order 1 this one takes the same steps.
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=1
+    )
+    scheduler.save_pretrained(out / "scheduler")
 
 
 def seal(out: Path, name: str) -> None:
@@ -96,8 +118,10 @@ def main() -> None:
     out = args.out or WEIGHTS / args.name
     if args.name == "tiny-world":
         export_world(args.run, out, args.data, args.shift)
-    else:
+    elif args.name == "tiny-wan":
         export_wan(args.run, out, args.shift)
+    else:
+        export_dit(args.run, out, args.shift)
     seal(out, args.name)
 
 

@@ -9,8 +9,10 @@ accuracy on held-out real clips and, per motion, on clips that tiny-wan generate
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,21 +53,22 @@ class RealClips:
 
 
 def augment(clips: torch.Tensor) -> torch.Tensor:
-    """Random brightness, contrast, blur and noise, so that only the motion counts."""
-    shape = (len(clips), 1, 1, 1, 1)
+    """Random brightness, contrast, blur and noise, so that only the motion counts; of pictures only what they show."""
+    shape = (len(clips), *[1] * (clips.ndim - 1))
     clips = clips * (0.8 + 0.4 * torch.rand(shape)) + 0.1 * torch.randn(shape)
     blurred = F.avg_pool3d(clips, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
     return torch.where(torch.rand(shape) < 0.5, blurred, clips) + 0.05 * torch.rand(shape) * torch.randn_like(clips)
 
 
-def train_probe(real: RealClips, steps: int) -> nn.Module:
+def train_probe(make: Callable[[], nn.Module], real: Any, steps: int) -> nn.Module:
+    """A classifier of what ``real.balanced(rng, size)`` gives."""
     torch.manual_seed(0)
-    probe, rng = make_probe(), np.random.default_rng(0)
+    probe, rng = make(), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
-        clips, motion = real.balanced(rng, 32)
-        loss = F.cross_entropy(probe(augment(clips)), motion)
+        samples, classes = real.balanced(rng, 32)
+        loss = F.cross_entropy(probe(augment(samples)), classes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,6 +76,19 @@ def train_probe(real: RealClips, steps: int) -> nn.Module:
         if step % 50 == 49:
             print(f"probe step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
     return probe.eval()
+
+
+def kept_probe(folder: Path, make: Callable[[], nn.Module], train: Callable[[], Any], steps: int) -> nn.Module:
+    """The probe in ``folder``; where there is none, one is trained on ``train()`` and kept there."""
+    weights = folder / "probe.safetensors"
+    if weights.exists():
+        probe = make().eval()
+        probe.load_state_dict(load_file(weights))
+        return probe
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = train_probe(make, train(), steps)
+    save_file(probe.state_dict(), weights)
+    return probe
 
 
 @torch.no_grad()
@@ -123,14 +139,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strip", type=Path, default=None, help="write a picture of two clips per motion here")
     args = parser.parse_args()
-    args.run.mkdir(parents=True, exist_ok=True)
-    weights = args.run / "probe.safetensors"
-    if weights.exists():
-        probe = make_probe().eval()
-        probe.load_state_dict(load_file(weights))
-    else:
-        probe = train_probe(RealClips(args.data / "train"), args.probe_steps)
-        save_file(probe.state_dict(), weights)
+    probe = kept_probe(args.run, make_probe, lambda: RealClips(args.data / "train"), args.probe_steps)
     print(f"held-out real clips: {real_accuracy(probe, RealClips(args.data / 'heldout')):.1%} recognised", flush=True)
     generated_accuracy(probe, args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -121,14 +122,13 @@ def build_call(pipe: Any, request: Request, entry: ZooEntry | None, folder: Path
         ConfigError: an option that the pipeline does not take, or one that it needs and did not get.
     """
     known = inspect.signature(pipe.__call__).parameters
-    pipeline = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
     arguments = _defaults(entry, known)
     options = request.options()
     world = "actions" in known and "depth" in known
     if world:
         options.pop("clip", None)
     for name in options:
-        _place(arguments, known, name, options[name], pipeline)
+        _place(arguments, known, name, options[name], _class_of(pipe))
     arguments.setdefault("num_inference_steps", getattr(known.get("num_inference_steps"), "default", 50))
     if "output_type" in known:
         arguments["output_type"] = "np"
@@ -136,7 +136,11 @@ def build_call(pipe: Any, request: Request, entry: ZooEntry | None, folder: Path
         arguments["image"] = open_image(arguments["image"])
     if world:
         return _world_call(arguments, request, folder)
-    return _prompted_call(arguments, known, request, entry, pipeline)
+    return _prompted_call(pipe, arguments, known, request, entry)
+
+
+def _class_of(pipe: Any) -> str:
+    return pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
 
 
 def _defaults(entry: ZooEntry | None, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,15 +165,17 @@ def _place(arguments: dict[str, Any], known: Mapping[str, Any], name: str, value
 
 
 def _prompted_call(
-    arguments: dict[str, Any], known: Mapping[str, Any], request: Request, entry: ZooEntry | None, pipeline: str
+    pipe: Any, arguments: dict[str, Any], known: Mapping[str, Any], request: Request, entry: ZooEntry | None
 ) -> Call:
+    pipeline = _class_of(pipe)
     notes: list[str] = []
     prompt = request.prompt
     if entry is not None and entry.name == "tiny-wan":
         prompt, notes = _motion(prompt)
         arguments["prompt"] = prompt
     if "class_labels" in known:
-        arguments["class_labels"] = [_class_label(prompt)]
+        prompt, number = _class_label(prompt, getattr(pipe, "labels", {}))
+        arguments["class_labels"] = [number]
     elif prompt is None and "prompt" in known:
         raise ConfigError(f"prompt: none given, {pipeline} needs one, e.g. --prompt 'a cat surfing'")
     if request.image is None and "image" in known and known["image"].default in (inspect.Parameter.empty,):
@@ -190,11 +196,20 @@ def _motion(prompt: str | None) -> tuple[str, list[str]]:
     return prompt, [f"tiny-wan does not know the word '{strange[0]}'; it knows: {', '.join(MOTIONS)}"]
 
 
-def _class_label(text: str | None) -> int:
-    if text is None or not text.isdigit():
+def _class_label(text: str | None, labels: Mapping[str, int]) -> tuple[str, int]:
+    """What to call a class, and its number; where classes have names, either will do and the first is the default."""
+    if not labels and text is not None and text.isdigit():
+        return text, int(text)
+    if not labels:
         got = "none given" if text is None else f"{text!r} is not a class"
         raise ConfigError(f"prompt: {got}, must be a class number, e.g. --prompt 207")
-    return int(text)
+    names = {str(number): name for name, number in labels.items()} | {name.lower(): name for name in labels}
+    text = text or next(iter(labels))
+    name = names.get(text.lower())
+    if name is None:
+        few = dict.fromkeys([*difflib.get_close_matches(text, labels), *labels])  # ImageNet's would fill the screen
+        raise ConfigError(f"prompt: {unknown('class', text, list(few)[:20])}")
+    return name, labels[name]
 
 
 def _world_call(arguments: dict[str, Any], request: Request, folder: Path) -> Call:
@@ -266,7 +281,7 @@ def example_command(entry: ZooEntry) -> str:
         "text-to-video": " --prompt 'turns left'" if entry.embedded else " --prompt 'a cat surfing'",
         "image-to-video": " --prompt 'a cat surfing' --image cat.png",
         "text-to-image": " --prompt 'a cat surfing'",
-        "class-to-image": " --prompt 207",
+        "class-to-image": " --prompt animals" if entry.embedded else " --prompt 207",
     }
     suffix = "png" if entry.num_frames == 1 else "gif" if entry.embedded else "mp4"
     device = "" if entry.embedded else " --device cuda"

@@ -1,4 +1,4 @@
-"""A block-PCA video autoencoder with the interface of diffusers' Wan VAE.
+"""A block-PCA autoencoder with the interface of diffusers' Wan VAE (videos) or AutoencoderKL (pictures).
 
 Training a VAE is not worth it at 48 x 64 pixels. An orthonormal transform of 2-frame x 8 x 8-pixel blocks, fitted in
 closed form (PCA) on training frames and truncated to its strongest components, keeps nearly everything that can be
@@ -123,3 +123,38 @@ class AutoencoderBlockPCA(ModelMixin, ConfigMixin):
     def denormalize(self, z: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize`."""
         return z * self._statistic("latents_std", z) + self._statistic("latents_mean", z)
+
+
+class AutoencoderImagePCA(AutoencoderBlockPCA):
+    """The same for pictures (B, C, H, W), as ``DiTPipeline`` expects it.
+
+    That pipeline knows nothing but ``scaling_factor``, so latents are normalised here: `encode` gives and `decode`
+    takes (B, z_dim, H/8, W/8) of unit mean variance.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        z_dim: int = 48,
+        scale_factor_temporal: int = 1,
+        scale_factor_spatial: int = 8,
+        causal: bool = False,
+        scaling_factor: float = 1.0,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+    ):
+        super().__init__(
+            in_channels, z_dim, scale_factor_temporal, scale_factor_spatial, causal, latents_mean, latents_std
+        )
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[PointDistribution]:
+        """Pixels (B, C, H, W) in [-1, 1] to normalised latents, as ``.latent_dist.mode()``."""
+        z = super().encode(x[:, :, None]).latent_dist.mode()
+        posterior = PointDistribution(self.normalize(z)[:, :, 0])
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """Normalised latents to pixels, clamped to [-1, 1]."""
+        x = super().decode(self.denormalize(z[:, :, None])).sample[:, :, 0]
+        return DecoderOutput(sample=x) if return_dict else (x,)

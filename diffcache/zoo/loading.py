@@ -64,7 +64,8 @@ def load_folder(folder: Path, torch_dtype: torch.dtype | None = None) -> Diffusi
     dtype = torch_dtype or torch.float32
     components = {k: v for k, v in index.items() if isinstance(v, list)}
     loaded = {k: _load_component(folder / k, library, cls, dtype) for k, (library, cls) in components.items()}
-    return _find_class(*index["pipeline_class"].rsplit(":", 1))(**loaded)
+    settings = {k: v for k, v in index.items() if isinstance(v, dict)}  # id2label of a DiTPipeline
+    return _find_class(*index["pipeline_class"].rsplit(":", 1))(**loaded, **settings)
 
 
 def _find_class(library: str, name: str) -> Any:
