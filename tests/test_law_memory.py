@@ -72,8 +72,8 @@ def test_what_is_really_held_is_what_is_reported(case):
         given = inputs | {t.untyped_storage().data_ptr() for b in branches for t in b.conditioning.tensors}
         held = {p: t for p, t in reachable_tensors(list(branches), []).items() if p not in given}
         total = sum(t.untyped_storage().nbytes() for t in held.values())
-        plans = sum(b.pending.numel() * 4 for b in branches if b.pending is not None)
-        assert total - plans == sum(b.nbytes for b in branches)
+        plans = sum(b.cache.pending.numel() * 4 for b in branches if b.cache.pending is not None)
+        assert total - plans == sum(b.cache.nbytes for b in branches)
         break
 
 
@@ -88,7 +88,7 @@ def test_memory_is_free_after_the_trajectory(end, case):
     def look(step):
         if step == 6:
             for branch in hook.segment.branches.values():
-                refs.extend(weakref.ref(v) for h in branch.histories for v in h.values)
+                refs.extend(weakref.ref(v) for h in branch.cache.histories for v in h.values)
             if end == "exception":
                 raise KeyboardInterrupt
 
@@ -132,7 +132,7 @@ def test_a_method_that_never_skips_stores_nothing():
     model = accelerate_model(FAMILIES["wan"].build(0), "none")
     ((_, hook),) = model.diffcache.hooks.values()
     for _ in walk_steps("wan", model, 6):
-        assert not any(branch.nbytes for branch in hook.segment.branches.values())
+        assert not any(branch.cache.nbytes for branch in hook.segment.branches.values())
 
 
 def test_a_loop_of_unknown_length_stores_nothing():
@@ -144,7 +144,7 @@ def test_a_loop_of_unknown_length_stores_nothing():
             model(
                 hidden_states=kind.latents(0, 1, 2), timestep=kind.time(1 - step / 4)[None], **kind.conditioning(1, 1)
             )
-        assert not any(branch.nbytes for branch in hook.segment.branches.values())
+        assert not any(branch.cache.nbytes for branch in hook.segment.branches.values())
 
 
 def test_reset_frees_a_trajectory_that_was_never_finished():

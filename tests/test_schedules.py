@@ -7,15 +7,35 @@ import math
 
 import pytest
 
-from diffcache.schedules import ChaoticSkipping, Explicit, Guarded, Interval, PowerLaw, Schedule, power_law, streak
+from diffcache.schedules import (
+    Broadcast,
+    ChaoticSkipping,
+    EasyCache,
+    Explicit,
+    FirstBlock,
+    Guarded,
+    Interval,
+    MagCache,
+    PowerLaw,
+    Schedule,
+    TeaCache,
+    power_law,
+    streak,
+)
 
 
-def trace(schedule, total, drift=None, branches=1, error=math.nan):
-    """The decisions of a trajectory in which every computed step of three or more makes a plan."""
-    schedule.start(total)
+def trace(schedule, total, drift=None, branches=1, error=math.nan, timesteps=None):
+    """The decisions of a trajectory in which every computed step of three or more makes a plan.
+
+    ``drift`` is what is heard and planned with, as a function of the distance to the last computed step.
+    """
+    schedule.start(total, [1000 - 1000 * step / total for step in range(total)] if timesteps is None else timesteps)
     letters, computed = "", 0
     for step in range(total):
-        if schedule.wants_compute(step):
+        compute = schedule.wants_compute(step)
+        if schedule.undecided(step):
+            compute = schedule.judge(step, drift(step - schedule.last))
+        if compute:
             schedule.computed(step)
             computed += 1
             letters += "F"
@@ -35,6 +55,11 @@ ALL = {
     "powerlaw": lambda **k: PowerLaw(0.3, 1.5, **k),
     "chaotic": lambda **k: ChaoticSkipping(1.0, **{"warmup": 3, "max_skip": 99, **k}),
     "guarded": lambda **k: Guarded(0.3, 1.5, 0.5, **{"warmup": 3, **k}),
+    "first block": lambda **k: FirstBlock(0.25, **k),
+    "teacache": lambda **k: TeaCache(0.5, **k),
+    "easycache": lambda **k: EasyCache(0.5, **k),
+    "magcache": lambda **k: MagCache([1.0, 0.99, 0.97, 0.9], 0.2, **{"max_skip": 99, **k}),
+    "broadcast": lambda **k: Broadcast(4, **k),
 }
 
 
@@ -57,6 +82,7 @@ def test_an_unknown_total_computes_everything(name):
     schedule.start(None)
     for step in range(30):
         assert schedule.wants_compute(step)
+        assert not schedule.undecided(step)
         schedule.computed(step)
         assert schedule.reach(step) == 0
 
@@ -64,7 +90,7 @@ def test_an_unknown_total_computes_everything(name):
 @pytest.mark.parametrize("name", ALL)
 def test_reach_is_the_run_that_follows_without_a_plan(name):
     schedule = ALL[name](warmup=3)
-    schedule.start(30)
+    schedule.start(30, [1000 - 33 * step for step in range(30)])
     for step in range(30):
         if schedule.wants_compute(step):
             schedule.computed(step)

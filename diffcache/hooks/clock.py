@@ -210,6 +210,12 @@ class Clock:
             self._levels = noise_levels(self._scheduler) if self._scheduler is not None else []
         return self._levels
 
+    def timesteps(self, start: int) -> list[float]:
+        """What the sampler passes to the denoiser from step ``start`` on; empty if unknown. Read once a segment."""
+        if self._scheduler is None:
+            return []
+        return [float(t) for t in self._scheduler.timesteps.tolist()[self._offset + start :]]
+
     def first_below(self, boundary: float) -> int | None:
         """First step whose timestep is below ``boundary`` (where a two-expert pipeline switches), if known."""
         if self._scheduler is None or self.total is None:

@@ -1,33 +1,33 @@
-"""Sites ``output`` and ``body``: the hook on a denoiser's forward that decides, predicts and records."""
+"""The hook on a denoiser's forward: it finds out where it is, decides, and has the site compute or predict."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
-from ..predictors import TokenLayout
-from .anatomy import Anatomy, find_block_lists
+from .anatomy import Anatomy
 from .attach import attach, detach
-from .body import BodySite
 from .branch import Branch
+from .cache import Moment
 from .clock import Clock
 from .conditioning import BranchLabel, Conditioning
-from .outputs import flatten
+from .modules import find_units
 from .recipe import Recipe
 from .segment import Segment
-from .stats import FULL, PREDICTED, Mark, SegmentStats
+from .sites import BodyOutput, OutputSite, Run, Site
+from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
+from .units import UnitSite
 from .weights import WeightsWatch
 
 
 class DenoiserHook(ModelHook):
     """Runs one denoiser (an expert) under a recipe.
 
-    The decision comes before anything of the denoiser runs. At a predicted step of site ``output`` nothing of it
-    runs at all; of site ``body`` its embeddings and its head run, and no block.
+    The decision comes before anything of the denoiser runs; what runs at a predicted step is up to the site.
 
     Args:
         expert: component name, for stats.
@@ -50,7 +50,7 @@ class DenoiserHook(ModelHook):
         self.segment: Segment | None = None
         self.closed: list[Segment] = []
         self._trajectory = -1
-        self._body = BodySite(find_block_lists(model), model) if recipe.site == "body" else None
+        self.site = make_site(model, anatomy, recipe)
 
     # -- hook interface --------------------------------------------------------------------------------------------
 
@@ -58,21 +58,28 @@ class DenoiserHook(ModelHook):
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))  # deciding counts as well
         branch, step, predict = self._enter(inputs)
+        run = partial(self.fn_ref.original_forward, *args, **kwargs)
         if branch is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        if predict:
-            result = self._predict(branch, step, args, kwargs)
-            branch.mark(step, PREDICTED)
-            branch.predict_watch.add(began)
-            return result
+            return run()
         try:
-            result = self._compute(branch, step, inputs, args, kwargs)
+            if predict:
+                return self._predicted(branch, step, run, began)
+            result = self._compute(branch, step, inputs, run)
         except BaseException:
             self.abort()
             raise
         branch.mark(step, FULL)
         self.segment.settle(step)
         branch.compute_watch.add(began)
+        return result
+
+    def _predicted(self, branch: Branch, step: int, run: Run, began: Mark) -> Any:
+        kinds = self.segment.kinds
+        result = self.site.predict(run, branch.cache, Moment(step, self.segment.time(step)), kinds)
+        if kinds:
+            branch.block_shares.append(self.site.share(kinds))
+        branch.mark(step, PARTIAL if kinds else PREDICTED)
+        branch.predict_watch.add(began)
         return result
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -105,7 +112,7 @@ class DenoiserHook(ModelHook):
             self._trajectory, self.closed, self.segment = self.clock.trajectory, [], None
         if self.segment is None:
             self.clock.enter(self)
-            self.segment = Segment(self.recipe, now, self._segment_length(now), self._time)
+            self.segment = Segment(self.recipe, self.site, self.clock, now, self._segment_length(now))
         return self.segment, now - self.segment.start
 
     def _segment_length(self, start: int) -> int | None:
@@ -116,56 +123,30 @@ class DenoiserHook(ModelHook):
         switch = self.clock.first_below(self.boundary) if self.boundary is not None else None
         return (switch if switch is not None and switch > start else total) - start
 
-    def _time(self, step: int) -> float:
-        return self.clock.time(self.recipe.axis, step)
-
     def _can_predict(self, branch: Branch, step: int, inputs: dict[str, Any]) -> bool:
         """Whether a due prediction is possible; if not, the reason is counted."""
-        if not branch.ready:
-            branch.fall_back(step, "too few computed steps in this branch")
-        elif branch.signature != self._signature(inputs):
+        if branch.cache.ready and branch.signature != self._signature(inputs):
             branch.forget()
-            branch.fall_back(step, "input shape, dtype or device changed")
+            reason = "input shape, dtype or device changed"
         elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
-            branch.fall_back(step, "an input requires a gradient")
-        elif self._body is not None and not self._body.known:
-            branch.fall_back(step, "the body was not captured")
+            reason = "an input requires a gradient"
         else:
-            return True
-        return False
+            reason = self.site.hindrance(branch.cache)
+        if reason is not None:
+            branch.fall_back(step, reason)
+        return reason is None
 
-    def _compute(self, branch: Branch, step: int, inputs: dict[str, Any], args: Any, kwargs: Any) -> Any:
-        keeps = self.segment is not None and self.segment.keeps
-        if self._body is not None and keeps:
-            with self._body.capturing() as captured:
-                result = self.fn_ref.original_forward(*args, **kwargs)
-            self._record(branch, step, inputs, [captured.residual()], None)
-            return result
-        result = self.fn_ref.original_forward(*args, **kwargs)
-        if keeps:
-            tensors, template = flatten(result)
-            self._record(branch, step, inputs, tensors, template)
-        return result
-
-    def _record(self, branch: Branch, step: int, inputs: dict[str, Any], tensors: list[Tensor], template: Any) -> None:
+    def _compute(self, branch: Branch, step: int, inputs: dict[str, Any], run: Run) -> Any:
+        segment = self.segment
+        if not segment.keeps:
+            return run()
         signature = self._signature(inputs)
         if branch.signature != signature:
             branch.forget()
-        branch.signature, branch.template = signature, template
-        if len(branch.layouts) != len(tensors):
-            branch.layouts = [self._layout(t) for t in tensors]
-        segment = self.segment
-        with torch.no_grad():
-            ahead = segment.ahead(step)
-            branch.record(tensors, step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
-
-    def _predict(self, branch: Branch, step: int, args: Any, kwargs: Any) -> Any:
-        with torch.no_grad():
-            values = branch.predict(step, self.segment.time(step))
-        if self._body is None:
-            return branch.template.rebuild(values)
-        with self._body.replaying(values[0]):
-            return self.fn_ref.original_forward(*args, **kwargs)
+        branch.signature = signature
+        ahead = segment.ahead(step)
+        moment = Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
+        return self.site.compute(run, branch.cache, moment)
 
     def _signature(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
         """What must not change under a history: shape, dtype and device of the sample, and the kind of return value."""
@@ -173,19 +154,6 @@ class DenoiserHook(ModelHook):
         if isinstance(sample, (list, tuple)):
             return tuple(tuple(part.shape) for part in sample), sample[0].dtype, sample[0].device, returned
         return tuple(sample.shape), sample.dtype, sample.device, returned
-
-    def _layout(self, output: Tensor) -> TokenLayout:
-        if self._body is not None:
-            return TokenLayout()  # hidden states have their features last
-        widths = self.recipe.modalities
-        if widths:
-            probe = self.anatomy.layout(output)
-            width = output.shape[probe.channel_dim]
-            if sum(widths) != width:
-                raise UnsupportedModelError(
-                    f"modalities: {list(widths)} sum to {sum(widths)}, the output has {width} channels"
-                )
-        return self.anatomy.layout(output, widths)
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -217,15 +185,26 @@ class DenoiserHook(ModelHook):
 
     def install(self, model: nn.Module) -> None:
         attach(model, self)
-        if self._body is not None:
-            self._body.install()
+        self.site.install(model)
 
     def uninstall(self, model: nn.Module) -> None:
         self.leave()
-        if self._body is not None:
-            self._body.uninstall()
+        self.site.uninstall(model)
         detach(model)
 
 
 def _device(inputs: dict[str, Any]) -> torch.device:
     return next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
+
+
+def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
+    """The site that a recipe asks for, on one denoiser.
+
+    Raises:
+        UnsupportedModelError: the denoiser does not have it.
+    """
+    if recipe.site == "output":
+        return OutputSite(anatomy, recipe)
+    if recipe.site == "body":
+        return BodyOutput(model, recipe)
+    return UnitSite(find_units(model, recipe.site, recipe.kinds), recipe)

@@ -15,7 +15,7 @@ from ..schedules import Schedule
 #: (fit, moments and slopes of each modality, coming horizons with a leading axis) -> drift of each, shape [n]
 Drift = Callable[[Fit, Sequence[Moments], Sequence[tuple[Slope, ...]], Horizon], Tensor]
 
-SITES = ("output", "body")
+SITES = ("output", "body", "block", "module")
 AXES = ("index", "sigma", "logsnr")
 
 
@@ -26,13 +26,15 @@ class Recipe:
     Attributes:
         name: the method's name, for stats.
         config: the typed configuration that it was built from.
-        site: ``output`` (the denoiser's return value) or ``body`` (the residual over all blocks).
+        site: ``output`` (the denoiser's return value), ``body`` (the residual over all blocks), ``block`` (of each) or
+            ``module`` (results of attention and feed-forward modules).
         schedule: makes the schedule of one segment.
         predictor: from stored values to a value for now.
         drift: signal for schedules that plan by drift.
         axis: time axis of the predictor: step ``index``, ``sigma`` or ``logsnr``.
         limit: longest run that a predictor blends over.
         modalities: channel widths of stacked modalities; empty for one.
+        kinds: of sites ``block`` and ``module``, which kinds of unit are cached (see :mod:`.modules`).
     """
 
     name: str
@@ -44,3 +46,4 @@ class Recipe:
     axis: str = "index"
     limit: int = 1
     modalities: tuple[int, ...] = ()
+    kinds: frozenset[str] = frozenset()

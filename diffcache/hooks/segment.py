@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from .branch import Branch
+from .clock import Clock
 from .conditioning import Conditioning
 from .recipe import Recipe
+from .sites import Site
 from .stats import FULL, PREDICTED, SegmentStats
 
 _MOST_BRANCHES = 8
@@ -20,20 +22,23 @@ class Segment:
 
     Args:
         recipe: the method.
+        site: where its values are cached.
+        clock: where in the trajectory we are.
         start: step of the trajectory at which the segment begins.
         total: number of steps of the segment, None while unknown.
-        time: trajectory step -> time on the recipe's axis.
     """
 
-    def __init__(self, recipe: Recipe, start: int, total: int | None, time: Callable[[int], float]) -> None:
-        self.recipe, self.start, self.total = recipe, start, total
-        self.time = lambda step: time(step + start)
+    def __init__(self, recipe: Recipe, site: Site, clock: Clock, start: int, total: int | None) -> None:
+        self.recipe, self.site, self.start, self.total = recipe, site, start, total
+        self._clock = clock
         self.schedule = recipe.schedule()
-        self.schedule.start(total)
+        self.schedule.restrict(site.kinds)
+        self.schedule.start(total, clock.timesteps(start) if self.schedule.wants_timesteps else ())
         self.branches: dict[Any, Branch] = {}
         self.weights: Any = None
         self.deciding = -1
         self.compute = True
+        self.kinds: frozenset[str] = frozenset()  # computed at a step that is not computed in full
         self._alarmed = -1  # step that an alarm of another branch has just taken
 
     # -- branches --------------------------------------------------------------------------------------------------
@@ -61,7 +66,7 @@ class Segment:
         if len(self.branches) >= _MOST_BRANCHES:
             # Conditioning that never repeats: hold no history for it.
             next(iter(self.branches.values())).forget()
-        self.branches[key] = Branch(name, conditioning, self.recipe)
+        self.branches[key] = Branch(name, conditioning, self.site.cache())
         return self.branches[key]
 
     # -- decisions -------------------------------------------------------------------------------------------------
@@ -78,6 +83,7 @@ class Segment:
             self.compute = changed or self.schedule.wants_compute(step)
             if self.compute:
                 self.schedule.computed(step)
+            self.kinds = frozenset() if self.compute else self.schedule.partial(step)
         return self.compute
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
@@ -101,17 +107,19 @@ class Segment:
             self._read_plans()
 
     def _read_plans(self) -> None:
-        waiting = [branch for branch in self.branches.values() if branch.pending is not None]
+        waiting = [branch for branch in self.branches.values() if branch.cache.pending is not None]
         if not waiting:
             return
-        numbers = torch.cat([branch.pending for branch in waiting]).tolist()  # the one host read of a computed step
+        numbers = torch.cat(
+            [branch.cache.pending for branch in waiting]
+        ).tolist()  # the one host read of a computed step
         drifts, alarms, errors = [], [], []
         for branch in waiting:
-            count = (branch.pending.numel() - 1) // 2
+            count = (branch.cache.pending.numel() - 1) // 2
             drifts.append(numbers[:count])
             alarms.append(numbers[count : 2 * count])
             errors.append(numbers[2 * count])
-            numbers, branch.pending = numbers[2 * count + 1 :], None
+            numbers, branch.cache.pending = numbers[2 * count + 1 :], None
         # Alarms first: a plan that stops at the same step for its own reasons would hide them.
         for branch, alarm in zip(waiting, alarms, strict=True):
             self._heed(branch, alarm)
@@ -127,6 +135,10 @@ class Segment:
             self._alarmed = due
             branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
         self.schedule.limit(bad)
+
+    def time(self, step: int) -> float:
+        """Time of a step of the segment, on the recipe's axis."""
+        return self._clock.time(self.recipe.axis, step + self.start)
 
     def ahead(self, step: int) -> list[float]:
         """Times of the steps after a computed ``step`` that may be predicted."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from ..hooks.modules import unit_kinds
 from ..hooks.recipe import AXES, SITES, Recipe
-from ..predictors import Hermite, Heterogeneous, Predictor, Taylor, Trend
+from ..predictors import Hermite, Heterogeneous, Predictor, ScaledHermite, Taylor, Trend
 from ..schedules import NEVER, Explicit, Interval, PowerLaw, Schedule
 from .base import MethodConfig
 from .checks import check_choice, check_number
@@ -19,6 +20,7 @@ PREDICTORS: dict[str, Callable[[int], Predictor]] = {
     "linear": lambda order: Taylor(1),
     "taylor": Taylor,
     "hermite": lambda order: Hermite(),
+    "hicache": ScaledHermite,
     "heterogeneous": lambda order: Heterogeneous(),
     "trend": lambda order: Trend(),
 }
@@ -33,9 +35,9 @@ class ForecastConfig(MethodConfig):
     ``heterogeneous`` and ``trend``; ``heterogeneous`` adds 12 bytes a token and ``trend`` 4.
 
     Args:
-        predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous`` or ``trend``.
-        order: degree of ``taylor``, 0 to 4.
-        site: ``output`` or ``body``.
+        predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous``, ``trend`` or ``hicache``.
+        order: degree of ``taylor`` and ``hicache``, 0 to 4.
+        site: ``output``, ``body``, ``block`` or ``module``; the last two need a predictor that measures no tokens.
         axis: time axis of the predictor: ``index``, ``sigma`` or ``logsnr``.
     """
 
@@ -50,6 +52,10 @@ class ForecastConfig(MethodConfig):
         check_choice("site", self.site, SITES)
         check_choice("axis", self.axis, AXES)
         check_number("order", self.order, 0, 4, whole=True)
+        if self.site in ("block", "module") and not PREDICTORS[self.predictor](self.order).static:
+            raise ConfigError(
+                f"predictor: {self.predictor} measures every token and needs site output or body, not {self.site}"
+            )
 
     @abstractmethod
     def schedule(self, warmup: int) -> Schedule:
@@ -60,7 +66,14 @@ class ForecastConfig(MethodConfig):
         warmup = self._warmup(predictor)
         limit = max(min(self.max_skip, self.run_length()), 1)
         return Recipe(
-            self.method, self, self.site, lambda: self.schedule(warmup), predictor, axis=self.axis, limit=limit
+            self.method,
+            self,
+            self.site,
+            lambda: self.schedule(warmup),
+            predictor,
+            axis=self.axis,
+            limit=limit,
+            kinds=unit_kinds(self.site),
         )
 
     def run_length(self) -> int:

@@ -13,10 +13,22 @@ import yaml
 from ..errors import ConfigError, ScheduleFileError, unknown
 from .base import MethodConfig, NoneConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
+from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .worldcache import WorldCacheConfig
 
 _METHODS: dict[str, type[MethodConfig]] = {
-    config.method: config for config in (WorldCacheConfig, PowerLawConfig, IntervalConfig, StepsConfig, NoneConfig)
+    config.method: config
+    for config in (
+        WorldCacheConfig,
+        PowerLawConfig,
+        IntervalConfig,
+        StepsConfig,
+        ForaConfig,
+        TaylorSeerConfig,
+        HiCacheConfig,
+        PABConfig,
+        NoneConfig,
+    )
 }
 
 

@@ -6,6 +6,8 @@ from .history import History
 from .layout import Modality, TokenLayout
 from .moments import Moments, energy, measure
 from .polynomial import Taylor
+from .scaled_hermite import ScaledHermite
+from .static import Static
 from .trend import Trend
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "Modality",
     "Moments",
     "Predictor",
+    "ScaledHermite",
+    "Static",
     "Taylor",
     "TokenLayout",
     "Trend",

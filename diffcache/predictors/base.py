@@ -42,10 +42,13 @@ class Predictor(ABC):
     Attributes:
         depth: computed outputs that it keeps.
         least: fewest outputs with which it can predict.
+        static: whether its coefficients follow from times alone, without moments: see
+            :class:`~diffcache.predictors.static.Static`.
     """
 
     depth: int = 1
     least: int = 1
+    static: bool = False
 
     @abstractmethod
     def fit(self, moments: Sequence[Moments]) -> Fit:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .base import Fit, Horizon, Predictor, Slope
 from .moments import Moments
 from .scores import curvature, pooled_quantiles
+from .static import Static
 
 
 def smoothstep(steps: Slope, limit: int) -> Slope:
@@ -22,20 +23,20 @@ def smoothstep(steps: Slope, limit: int) -> Slope:
     return x * x * (3.0 - 2.0 * x)
 
 
-class Hermite(Predictor):
+class Hermite(Static):
     """Blend of the two newest velocities, weight moving to the older one: ``k*((1-a)*v1 + a*v2)`` (Eq. 11)."""
 
     depth = 3
     least = 3
 
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        return _HermiteFit()
+    def slopes(self, gaps: Sequence[float], horizon: Horizon) -> tuple[Slope, ...]:
+        return blended(horizon)
 
 
-class _HermiteFit(Fit):
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        alpha = smoothstep(horizon.steps, horizon.limit)
-        return horizon.time * (1.0 - alpha), horizon.time * alpha
+def blended(horizon: Horizon) -> tuple[Slope, Slope]:
+    """The slopes of Eq. 11."""
+    alpha = smoothstep(horizon.steps, horizon.limit)
+    return horizon.time * (1.0 - alpha), horizon.time * alpha
 
 
 class Heterogeneous(Predictor):
@@ -81,8 +82,7 @@ class HeterogeneousFit(Fit):
 
     def chaotic_slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
         """The blend for every token: what the drift is measured with."""
-        alpha = smoothstep(horizon.steps, horizon.limit)
-        return horizon.time * (1.0 - alpha), horizon.time * alpha
+        return blended(horizon)
 
 
 def group_names(fit: HeterogeneousFit, modality: int = 0) -> Tensor:

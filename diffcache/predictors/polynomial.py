@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from .base import Fit, Horizon, Predictor, Slope
-from .moments import Moments
+from .base import Horizon, Slope
+from .static import Static
 
 
-class Taylor(Predictor):
+class Taylor(Static):
     """Taylor expansion of the interpolating polynomial, by divided differences on the actual (non-uniform) times.
 
     Order 0 is reuse, order 1 is linear; order o is exact for trajectories that are polynomials of degree o in time.
@@ -27,16 +26,9 @@ class Taylor(Predictor):
         self.order = order
         self.depth = order + 1
 
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        return _PolynomialFit(moments[0].gaps[: self.order])
-
-
-@dataclass(frozen=True)
-class _PolynomialFit(Fit):
-    gaps: tuple[float, ...]
-
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        return _to_slopes(_lagrange(self.gaps, horizon.time), self.gaps)
+    def slopes(self, gaps: Sequence[float], horizon: Horizon) -> tuple[Slope, ...]:
+        gaps = gaps[: self.order]
+        return _to_slopes(_lagrange(gaps, horizon.time), gaps)
 
 
 def _lagrange(gaps: Sequence[float], time: Slope) -> list[Slope]:

@@ -2,19 +2,42 @@
 
 from .adaptive import ChaoticSkipping, Guarded, streak
 from .base import NEVER, Schedule
+from .broadcast import Broadcast, pyramid
+from .change import expected_change, relative_change, transformation_rate
 from .drift import chaotic_drift, relative_drift
+from .magnitude import MagCache, ratios, resample, skip_error
+from .parallel import Parallel
 from .placement import Explicit, Interval, PowerLaw, power_law
+from .published import POLYNOMIALS, RATIOS, Polynomial
+from .signal import IDENTITY, EasyCache, FirstBlock, TeaCache
 
 __all__ = [
+    "IDENTITY",
     "NEVER",
+    "POLYNOMIALS",
+    "RATIOS",
+    "Broadcast",
     "ChaoticSkipping",
+    "EasyCache",
     "Explicit",
+    "FirstBlock",
     "Guarded",
     "Interval",
+    "MagCache",
+    "Parallel",
+    "Polynomial",
     "PowerLaw",
     "Schedule",
+    "TeaCache",
     "chaotic_drift",
+    "expected_change",
     "power_law",
+    "pyramid",
+    "ratios",
+    "relative_change",
     "relative_drift",
+    "resample",
+    "skip_error",
     "streak",
+    "transformation_rate",
 ]

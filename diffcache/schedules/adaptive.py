@@ -73,8 +73,8 @@ class Guarded(PowerLaw):
         self.threshold = threshold
         super().__init__(computed, alpha, warmup, cooldown, max_skip)
 
-    def start(self, total: int | None) -> None:
-        super().start(total)
+    def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
+        super().start(total, timesteps)
         self._errors = self._drifts = 0.0
         self._expected: list[float] = []
         self._run = 0

@@ -11,7 +11,9 @@ class Schedule:
     """Computes every step; subclasses say which of the others may be predicted.
 
     A step is computed when it is one of the first ``warmup`` or last ``cooldown`` steps, when ``max_skip`` steps in
-    a row were predicted, when a plan made at the last computed step says so, or when :meth:`placed` says so.
+    a row were predicted, when a plan made at the last computed step says so, or when :meth:`placed` says so. A
+    schedule with a :attr:`signal` leaves the other steps undecided until it has heard it: ask :meth:`undecided`
+    first, then :meth:`judge`.
 
     Args:
         warmup: first steps that are always computed.
@@ -22,14 +24,25 @@ class Schedule:
     #: whether :meth:`plan` wants the drift of the coming steps, and the error of the last prediction
     wants_drift = False
     wants_error = False
+    #: what :meth:`judge` must hear at an undecided step: ``first``, ``modulated`` or ``rate`` (see
+    #: :mod:`diffcache.schedules.change`), or None
+    signal: str | None = None
+    #: whether the rule reads :attr:`timesteps`
+    wants_timesteps = False
 
     def __init__(self, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.warmup, self.cooldown, self.max_skip = warmup, cooldown, max_skip
         self.start(None)
 
-    def start(self, total: int | None) -> None:
-        """Begin a segment of ``total`` steps. An unknown total computes every step."""
+    def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
+        """Begin a segment of ``total`` steps. An unknown total computes every step.
+
+        Args:
+            total: number of steps, None while unknown.
+            timesteps: what the sampler passes to the denoiser at each step, if known.
+        """
         self.total = total
+        self.timesteps = tuple(timesteps)
         self.last = -1
         self._until = NEVER
 
@@ -38,8 +51,28 @@ class Schedule:
         return False
 
     def wants_compute(self, step: int) -> bool:
-        """The decision for ``step``, given all that was computed before it."""
+        """The decision for ``step``, given all that was computed before it; not final where :meth:`undecided`."""
         return self._must(step, self.last) or step >= self._until or self.placed(step)
+
+    def undecided(self, step: int) -> bool:
+        """Whether ``step`` is neither forced nor planned, so that :meth:`judge` decides it."""
+        return self.signal is not None and not self.wants_compute(step)
+
+    def judge(self, step: int, drift: float) -> bool:
+        """Whether an undecided ``step`` is computed. Called once a step, in order; may count what it hears.
+
+        Args:
+            step: index in the segment.
+            drift: the signal's number, the worst of all samples and branches heard. NaN and inf compute.
+        """
+        return True
+
+    def restrict(self, kinds: frozenset[str]) -> None:
+        """The denoiser has modules of these ``kinds`` only."""
+
+    def partial(self, step: int) -> frozenset[str]:
+        """Kinds of module that are computed at a ``step`` that is not computed in full; asked once, in order."""
+        return frozenset()
 
     def computed(self, step: int) -> None:
         """Record that ``step`` was computed; the old plan ends."""
@@ -77,4 +110,6 @@ class Schedule:
     def _must(self, step: int, last: int) -> bool:
         if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
             return True
+        if self.signal is not None and last < 0:
+            return True  # a signal is a change against something computed
         return step - last > self.max_skip

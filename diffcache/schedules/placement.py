@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .base import NEVER, Schedule
 
@@ -55,8 +55,8 @@ class PowerLaw(Schedule):
         self.steps: frozenset[int] = frozenset()
         super().__init__(warmup, cooldown, max_skip)
 
-    def start(self, total: int | None) -> None:
-        super().start(total)
+    def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
+        super().start(total, timesteps)
         self.steps = frozenset(power_law(total or 0, self.computed_steps, self.alpha, self.warmup, self.cooldown))
 
     def placed(self, step: int) -> bool:

@@ -1,0 +1,126 @@
+"""Sites ``output`` and ``body``: where a value is taken from a forward pass, and how it is put back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..predictors import TokenLayout
+from .anatomy import Anatomy, find_block_lists
+from .body import BodySite
+from .cache import Cache, Moment
+from .forecast import Forecast
+from .outputs import flatten
+from .recipe import Recipe
+
+Run = Callable[[], Any]
+
+
+class Site(ABC):
+    """What is cached. One object serves all branches of a denoiser; each branch has a cache of its own."""
+
+    #: whether the denoiser's own code runs at a predicted step
+    runs = True
+    #: kinds of unit that it caches; empty where it caches one value
+    kinds: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def cache(self) -> Cache:
+        """An empty cache for a new branch."""
+
+    @abstractmethod
+    def compute(self, run: Run, cache: Cache, moment: Moment) -> Any:
+        """Run the denoiser in full and keep what a prediction will need."""
+
+    @abstractmethod
+    def predict(self, run: Run, cache: Cache, moment: Moment, kinds: frozenset[str]) -> Any:
+        """The denoiser's return value with the site's values predicted, except those of ``kinds``."""
+
+    def hindrance(self, cache: Cache) -> str | None:
+        """Why nothing can be predicted although the schedule would, or None."""
+        return None if cache.ready else "too few computed steps in this branch"
+
+    def share(self, kinds: frozenset[str]) -> float:
+        """Share of the site's modules that are of ``kinds``."""
+        return 0.0
+
+    def install(self, model: nn.Module) -> None:  # noqa: B027 - most sites need none
+        """Put on the hooks that the site needs besides the denoiser's own."""
+
+    def uninstall(self, model: nn.Module) -> None:  # noqa: B027
+        """Take them off."""
+
+
+class OutputSite(Site):
+    """The denoiser's return value: at a predicted step nothing of the denoiser runs."""
+
+    runs = False
+
+    def __init__(self, anatomy: Anatomy, recipe: Recipe) -> None:
+        self.anatomy, self.recipe = anatomy, recipe
+
+    def cache(self) -> Forecast:
+        return Forecast(self.recipe)
+
+    def compute(self, run: Run, cache: Forecast, moment: Moment) -> Any:
+        result = run()
+        with torch.no_grad():
+            tensors, cache.template = flatten(result)
+            if len(cache.layouts) != len(tensors):
+                cache.layouts = [self._layout(t) for t in tensors]
+            cache.record(tensors, moment)
+        return result
+
+    def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
+        with torch.no_grad():
+            return cache.template.rebuild(cache.predict(moment))
+
+    def _layout(self, output: Tensor) -> TokenLayout:
+        widths = self.recipe.modalities
+        if widths:
+            width = output.shape[self.anatomy.layout(output).channel_dim]
+            if sum(widths) != width:
+                raise UnsupportedModelError(
+                    f"modalities: {list(widths)} sum to {sum(widths)}, the output has {width} channels"
+                )
+        return self.anatomy.layout(output, widths)
+
+
+class BodyOutput(Site):
+    """The residual over all blocks: embeddings and head run at a predicted step, and no block."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.body = BodySite(find_block_lists(model), model)
+
+    def cache(self) -> Forecast:
+        cache = Forecast(self.recipe)
+        cache.layouts = [TokenLayout()]  # hidden states have their features last
+        return cache
+
+    def compute(self, run: Run, cache: Forecast, moment: Moment) -> Any:
+        with self.body.capturing() as captured:
+            result = run()
+        with torch.no_grad():
+            cache.record([captured.residual()], moment)
+        return result
+
+    def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
+        with torch.no_grad():
+            (residual,) = cache.predict(moment)
+        with self.body.replaying(residual):
+            return run()
+
+    def hindrance(self, cache: Cache) -> str | None:
+        return super().hindrance(cache) or (None if self.body.known else "the body was not captured")
+
+    def install(self, model: nn.Module) -> None:
+        self.body.install()
+
+    def uninstall(self, model: nn.Module) -> None:
+        self.body.uninstall()

@@ -1,0 +1,70 @@
+"""The signals that schedules hear, measured from tensors: one number a step, fp32, no host synchronisation.
+
+``first``
+    :func:`relative_change` of the residual of the first block(s) against that of the last *computed* step.
+``modulated``
+    :func:`relative_change` of the first block's modulated input against the *previous* step, computed or not.
+``rate``
+    :func:`expected_change` of the output against the previous step, from the change of the denoiser's input and the
+    :func:`transformation_rate` of the last computed step. NaN until two steps were computed.
+
+0/0 gives NaN and x/0 gives inf, and both mean *compute*: no epsilon hides them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor:
+    """``mean |now - before| / mean |before|``: the relative L1 distance of TeaCache (arXiv 2411.19108) and FBCache.
+
+    Args:
+        now: any shape with the samples on axis 0.
+        before: the same shape.
+        pooled: one mean over all samples, as the methods' own releases take it; otherwise the worst sample counts,
+            so that a still neighbour hides nobody. Equal for one sample.
+
+    Returns:
+        A scalar.
+    """
+    if pooled:
+        now, before = now[None], before[None]
+    wide = before.float()
+    return (_size(now.float() - wide) / _size(wide)).amax()
+
+
+def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
+    """``k = |v - v'| / |x - x'|`` of each sample (EasyCache, arXiv 2507.02860: relative transformation rate).
+
+    Both pairs are (this computed step, the computed step before it). The paper writes k for neighbouring steps; its
+    release spans the gap, as here: the output of a predicted step in between was never seen.
+
+    Returns:
+        Shape ``[batch]``.
+    """
+    return _change(*outputs) / _change(*inputs)
+
+
+def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -> Tensor:
+    """``eps = k * |x - x'| / |v|`` of the worst sample: the relative change of the output since the previous step.
+
+    Args:
+        rate: :func:`transformation_rate` of the last computed step, shape ``[batch]``.
+        now: the denoiser's input.
+        before: its input at the previous step, computed or not.
+        output: the previous output. The paper takes the previous step's, its release the last computed one's.
+
+    Returns:
+        A scalar, 0.05 for the paper's 5 %.
+    """
+    return (rate * _change(now, before) / _size(output.float())).amax()
+
+
+def _change(now: Tensor, before: Tensor) -> Tensor:
+    return _size(now.float() - before.float())
+
+
+def _size(value: Tensor) -> Tensor:
+    """Mean absolute value of each sample."""
+    return value.abs().flatten(1).mean(1)
