@@ -174,6 +174,8 @@ def _prompted_call(
         prompt, notes = _motion(prompt)
         arguments["prompt"] = prompt
     if "class_labels" in known:
+        if prompt is None and "class_labels" in arguments:
+            prompt = str(*arguments["class_labels"])  # the zoo's default
         prompt, number = _class_label(prompt, getattr(pipe, "labels", {}))
         arguments["class_labels"] = [number]
     elif prompt is None and "prompt" in known:
@@ -197,19 +199,17 @@ def _motion(prompt: str | None) -> tuple[str, list[str]]:
 
 
 def _class_label(text: str | None, labels: Mapping[str, int]) -> tuple[str, int]:
-    """What to call a class, and its number; where classes have names, either will do and the first is the default."""
-    if not labels and text is not None and text.isdigit():
-        return text, int(text)
-    if not labels:
-        got = "none given" if text is None else f"{text!r} is not a class"
-        raise ConfigError(f"prompt: {got}, must be a class number, e.g. --prompt 207")
-    names = {str(number): name for name, number in labels.items()} | {name.lower(): name for name in labels}
-    text = text or next(iter(labels))
-    name = names.get(text.lower())
-    if name is None:
+    """What to call a class, and its number; where the pipeline names its classes, name or number will do."""
+    if labels and text is not None:
+        names = {str(number): name for name, number in labels.items()} | {name.lower(): name for name in labels}
+        if text.lower() in names:
+            return names[text.lower()], labels[names[text.lower()]]
         few = dict.fromkeys([*difflib.get_close_matches(text, labels), *labels])  # ImageNet's would fill the screen
         raise ConfigError(f"prompt: {unknown('class', text, list(few)[:20])}")
-    return name, labels[name]
+    if text is None or not text.isdigit():
+        got = "none given" if text is None else f"{text!r} is not a class"
+        raise ConfigError(f"prompt: {got}, must be a class number, e.g. --prompt 207")
+    return text, int(text)
 
 
 def _world_call(arguments: dict[str, Any], request: Request, folder: Path) -> Call:
