@@ -101,6 +101,14 @@ def test_resampling_keeps_order_and_ends(total):
     assert found == sorted(found)
 
 
+def test_flux_and_its_resampling_are_those_of_diffusers():
+    peer = pytest.importorskip("diffusers.hooks.mag_cache")
+    torch.testing.assert_close(torch.tensor(RATIOS["flux"]), peer.FLUX_MAG_RATIOS)
+    for total in (1, 2, 7, 20, 28, 50):
+        wanted = peer.nearest_interp(peer.FLUX_MAG_RATIOS, total)
+        torch.testing.assert_close(torch.tensor(resample(RATIOS["flux"], total)), wanted)
+
+
 # -- calibration -------------------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,8 @@ class TeaCache(Accumulated):
 
     The relative L1 change of the modulated input, rescaled by a polynomial that was fitted to the change of the
     output, is summed over the steps; the step at which the sum reaches ``threshold`` is computed and the sum starts
-    again. A polynomial may be negative in places and then lowers the sum: that is how it was fitted.
+    again. A polynomial may be negative in places and then lowers the sum, as in the release. Beyond the distances that
+    it was fitted to it may fall steeply (Mochi's from 0.15 on): only ``max_skip`` bounds a run there.
 
     Args:
         threshold: delta, in units of the polynomial. The release names 0.25 to 0.8 for FLUX, 0.1 and 0.15 for
