@@ -14,12 +14,34 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors import Modality, TokenLayout
 
-_SAMPLE_NAMES = ("hidden_states", "x", "sample", "latents", "img")
+_SAMPLE_NAMES = ("hidden_states", "x", "sample", "latents", "img", "vision_tokens", "decoder_input_tokens")
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
-_CONDITIONING = re.compile(r"^(encoder_|prompt_|pooled_|class_label|text_|txt|cap_|caption|global_hidden|y$)")
-_NOT_CONDITIONING = re.compile(r"(mask|lens?|ids|seqlen)$")
+# Under other names: one time for each stream or token.
+_TIMESTEP = re.compile(r"(^|_)time(step)?s?$")
+_CONDITIONING = re.compile(
+    r"^(encoder_|prompt_|pooled_|class_label|text_|txt|cap_|caption|global_hidden|input_ids$|encodings|conditioning$|y$)"
+)
+_NOT_CONDITIONING = re.compile(r"(mask|lens?|(text|txt|position)_ids|seqlen)$")
+# What the configuration calls the output's channels.
+_CHANNEL_NAMES = (
+    "out_channels",
+    "out_visual_dim",
+    "out_dim",
+    "audio_acoustic_hidden_dim",
+    "in_channels",
+    "io_channels",
+    "latent_channel",
+    "latent_dim",
+    "input_dims",
+)
 # Classes whose output is [batch, frames, channels, height, width]; the shape alone cannot tell.
-_FRAMES_FIRST = {"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"}
+_FRAMES_FIRST = {
+    "CogVideoXTransformer3DModel",
+    "ConsisIDTransformer3DModel",
+    "AnyFlowTransformer3DModel",
+    "AnyFlowFARTransformer3DModel",
+    "JoyImageEditPlusTransformer3DModel",
+}
 
 
 @dataclass(frozen=True)
@@ -52,18 +74,55 @@ class Anatomy:
         """Arguments of a call by name."""
         return {**dict(zip(self.parameters, args, strict=False)), **kwargs}
 
+    def identity(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """What tells one branch from another: conditioning, and what is written as a number, a word or a flag."""
+        named = {self.sample, self.timestep, "return_dict", *self.conditioning}
+        switches = {n: _plain(v) for n, v in inputs.items() if n not in named and not n.endswith("kwargs")}
+        return [*(inputs.get(name) for name in self.conditioning), {n: v for n, v in switches.items() if v}]
+
+    def signature(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What must not change under a history: shape, dtype and device of every tensor, and the kind of result."""
+        tensors = [t for n, v in inputs.items() if n not in self.conditioning for t in _tensors(v)]
+        return tuple((t.shape, t.dtype, t.device) for t in tensors), inputs.get("return_dict", True)
+
     def layout(self, output: Tensor, modalities: Sequence[int] = ()) -> TokenLayout:
         """Where the tokens of an output tensor are."""
         channel = self._channel_dim(output)
+        grid = output.dim() - channel - 1
         # With frames before channels a token is a latent pixel, as Aether takes it on CogVideoX.
-        patch = self.patch if output.dim() >= 4 and channel != 2 else ()
-        patch = patch[-(output.dim() - 1) :]
+        patched = grid >= 2 and not (output.dim() == 5 and channel == 2)
+        patch = self.patch[-grid:] if patched else ()
         return TokenLayout(channel, _ranges(modalities), patch if any(p > 1 for p in patch) else ())
 
     def _channel_dim(self, output: Tensor) -> int:
-        if output.dim() <= 3:
+        if output.dim() <= 2:
             return output.dim() - 1
-        return 2 if self.model_class in _FRAMES_FIRST and output.dim() == 5 else 1
+        usual = output.dim() - 1 if output.dim() == 3 else 1
+        if self.model_class in _FRAMES_FIRST and output.dim() >= 5:
+            return 2
+        if self.channels is None or output.shape[usual] in (self.channels, 2 * self.channels):
+            return usual
+        # Features last, or no batch axis: the axis that is as wide as the configuration says, if there is just one.
+        wide = [axis for axis, size in enumerate(output.shape) if size == self.channels]
+        return wide[0] if len(wide) == 1 else usual
+
+
+def _plain(value: Any) -> tuple[Any, ...]:
+    """Numbers, words and flags in a value, whatever it is held in; whole ones only, a scale may change every step."""
+    if isinstance(value, (str, int)):
+        return (value,)
+    if isinstance(value, Mapping):
+        return tuple((str(key), part) for key in value for part in _plain(value[key]))
+    if isinstance(value, (list, tuple)):
+        return tuple(part for entry in value for part in _plain(entry))
+    return ()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _ranges(widths: Sequence[int]) -> tuple[Modality, ...]:
@@ -88,6 +147,7 @@ def inspect_denoiser(model: nn.Module) -> Anatomy:
         )
     parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
     timestep = next((p for p in _TIMESTEP_NAMES if p in parameters), None)
+    timestep = timestep or next((p for p in parameters if _TIMESTEP.search(p)), None)
     if timestep is None:
         raise UnsupportedModelError(f"{name}.forward has no parameter timestep: it is not a denoiser")
     lists = find_block_lists(model)
@@ -107,12 +167,25 @@ def inspect_denoiser(model: nn.Module) -> Anatomy:
 
 
 def find_block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Direct module lists of the denoiser whose entries contain attention: its transformer blocks."""
-    return {
-        name: child
-        for name, child in model.named_children()
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) and all(_has_attention(b) for b in child)
-    }
+    """The denoiser's transformer blocks: lists of modules with attention, by dotted name.
+
+    Its own lists (also in a dictionary of lists, one a modality); where it has none, those of the part that has.
+    """
+    found: dict[str, nn.ModuleList] = {}
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleDict):
+            found |= {f"{name}.{key}": part for key, part in child.items() if _is_block_list(part)}
+        elif _is_block_list(child):
+            found[name] = child
+    if found:
+        return found
+    inner = ((name, find_block_lists(child)) for name, child in model.named_children())
+    prefix, lists = next(((name, lists) for name, lists in inner if lists), ("", {}))
+    return {f"{prefix}.{name}": blocks for name, blocks in lists.items()}
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0 and all(map(_has_attention, module))
 
 
 def _has_attention(block: nn.Module) -> bool:
@@ -133,7 +206,7 @@ def _channels(model: nn.Module) -> int | None:
     config = getattr(model, "config", {})
     if not isinstance(config, Mapping):
         return None
-    return config.get("out_channels") or config.get("in_channels")
+    return next((config[name] for name in _CHANNEL_NAMES if isinstance(config.get(name), int)), None)
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:

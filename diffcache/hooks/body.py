@@ -1,261 +1,197 @@
-"""Site ``body``: the residual over all blocks, from the input of the first one to the input of the final norm.
+"""Site ``body``: the residual over all blocks of a denoiser, at model level.
 
-The boundary lies at model level, so it stays right where the model adds something between its blocks (ControlNet,
-face adapters). The final module is not guessed from names: it is the first module outside the blocks that receives
-the last block's result, found while a computed step runs, and compared value by value once.
+It stays right where the model adds something between its blocks (ControlNet, face adapters, control branches),
+because nothing that the loop does with the skipped blocks' placeholders reaches the output: the value at the end of
+the body is replaced as a whole. Where the body begins and ends is not a list of names. It is proposed by watching one
+computed step and then proved by replaying it: the model, run again with every block skipped, has to return what it
+returned. A body that cannot be proved is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
+from .outputs import flatten
+from .passes import Capturing, Exploring, Replaying
+from .plans import Plan, propose
 
 _EXIT_NAME = f"{HOOK_NAME}_exit"
 _BLOCK_NAME = f"{HOOK_NAME}_block"
 
-
-class Captured:
-    """What one computed step showed of the body."""
-
-    def __init__(self) -> None:
-        self.first: tuple[Tensor, ...] | None = None
-        self.exit: Tensor | None = None
-
-    def residual(self) -> Tensor:
-        """Input of the final module minus what stands there when no block changes anything."""
-        return self.exit - self.base(self.first)
-
-    def base(self, first: tuple[Tensor, ...]) -> Tensor:
-        """The body's input arranged like the final module's input: hidden, [text, hidden] or [hidden, text]."""
-        for candidate in _arrangements(first):
-            if candidate.shape == self.exit.shape:
-                return candidate.to(self.exit.dtype)
-        raise UnsupportedModelError(
-            f"site body: the blocks take {[tuple(t.shape) for t in first]} and the final norm {tuple(self.exit.shape)}"
-        )
-
-
-def _arrangements(streams: tuple[Tensor, ...]) -> list[Tensor]:
-    hidden, *text = streams
-    if not text:
-        return [hidden]
-    # Text comes first in every diffusers model that joins the streams after its blocks.
-    return [hidden, torch.cat([text[0], hidden], dim=1)]
+Run = Callable[[], Any]
 
 
 class BodySite:
-    """Hooks on the blocks and on the final module of one denoiser."""
+    """Hooks on the blocks of one denoiser and on the modules behind them.
+
+    Attributes:
+        plan: where the body begins and ends; None until a computed step has shown it.
+    """
 
     def __init__(self, block_lists: Mapping[str, nn.ModuleList], model: nn.Module) -> None:
         self.model = model
-        self.blocks = [block for blocks in block_lists.values() for block in blocks]
-        self.exit: nn.Module | None = None
-        self._captured: Captured | None = None
-        self._replay: Tensor | None = None
+        self.blocks = {block: name for name, blocks in block_lists.items() for block in blocks}
+        self.plan: Plan | None = None
+        self._now: Exploring | Capturing | Replaying | None = None
+        self._copies = False  # whether the model writes into what its first block receives
 
-    @property
-    def known(self) -> bool:
-        """Whether the final module was found."""
-        return self.exit is not None
+    # -- running the model -----------------------------------------------------------------------------------------
+
+    def compute(self, run: Run) -> tuple[Any, list[Tensor] | None]:
+        """Run in full; the result, and the residuals of this step (None if this step does not show them).
+
+        Raises:
+            UnsupportedModelError: no body of this model can be replayed.
+        """
+        if self.plan is None:
+            return self._explore(run)
+        with self._during(Capturing(self.plan, self._copies)) as seen:
+            result = run()
+        with torch.no_grad():
+            residuals = seen.residuals()
+        if residuals is None:
+            # Another kind of call (a modality left out, a block list not run), or the input was overwritten.
+            self._copies = self._copies or seen.overwritten
+            self._adopt(None)
+        return result, residuals
+
+    def replay(self, run: Run, residuals: list[Tensor]) -> Any:
+        """Run with every block skipped and ``residuals`` added to the body's input."""
+        with self._during(Replaying(self.plan, residuals)):
+            return run()
+
+    def _explore(self, run: Run) -> tuple[Any, list[Tensor] | None]:
+        again = _repeatable(run)
+        explorer = Exploring(self.model, self.blocks)
+        with self._during(explorer), explorer.watching():
+            result = run()
+        with torch.no_grad():
+            for plan, residuals in propose(explorer):
+                verdict = self._try(plan, residuals, again, result, explorer)
+                if verdict is None:
+                    return result, None
+                if verdict:
+                    self._adopt(plan)
+                    return result, residuals
+        raise UnsupportedModelError(
+            f"site body: {type(self.model).__name__} does not return the same when its blocks are skipped and their "
+            "residual is put back: something else of the blocks reaches the output; use site output"
+        )
+
+    def _try(self, plan: Plan, residuals: list[Tensor], run: Run, result: Any, explorer: Exploring) -> bool | None:
+        """Whether a replay of the step just computed returns ``result``; None if that is not finite."""
+        self._adopt(plan)
+        replaying = Replaying(plan, residuals)
+        try:
+            with self._during(replaying):
+                replayed = run()
+        except Exception:
+            return False  # what the skipped blocks leave behind does not fit this plan
+        finally:
+            self._adopt(None)
+        if replaying.first is None:
+            return False
+        same = explorer.begins_like(plan, replaying.first)
+        finite, close = _compare(flatten(result)[0], flatten(replayed)[0])
+        # one host read for a model's first computed step
+        finite, passed = torch.stack([finite, close & same]).tolist()
+        return passed if finite else None
+
+    @contextmanager
+    def _during(self, now: Any) -> Iterator[Any]:
+        before, self._now = self._now, now
+        try:
+            yield now
+        finally:
+            self._now = before
+
+    # -- hooks -----------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        for i, block in enumerate(self.blocks):
-            attach(block, _BlockHook(self, i == 0), _BLOCK_NAME)
+        for block in self.blocks:
+            attach(block, _BlockHook(self), _BLOCK_NAME)
 
     def uninstall(self) -> None:
         for block in self.blocks:
             detach(block, _BLOCK_NAME)
-        if self.exit is not None:
-            detach(self.exit, _EXIT_NAME)
-            self.exit = None
+        self._adopt(None)
 
-    @contextmanager
-    def capturing(self) -> Iterator[Captured]:
-        """Within: a forward pass runs in full and shows its body."""
-        self._captured = Captured()
-        finder = None if self.known else _ExitFinder(self.model, self.blocks)
-        try:
-            if finder is not None:
-                finder.install()
-            yield self._captured
-        finally:
-            captured, self._captured = self._captured, None
-            if finder is not None:
-                finder.remove()
-        if finder is not None:
-            self._adopt(finder, captured)
+    def _adopt(self, plan: Plan | None) -> None:
+        """Make ``plan`` the one that runs; the hooks of the one before come off."""
+        for module in self.plan.exits if self.plan is not None else ():
+            detach(module, _EXIT_NAME)
+        self.plan = plan
+        for index, module in enumerate(plan.exits if plan is not None else ()):
+            attach(module, _ExitHook(self, index), _EXIT_NAME)
 
-    def _adopt(self, finder: _ExitFinder, captured: Captured) -> None:
-        if finder.module is None:
-            raise UnsupportedModelError(
-                f"site body: {type(self.model).__name__} passes its blocks' result to no module"
-            )
-        self.exit, captured.exit = finder.module, finder.value
-        attach(self.exit, _ExitHook(self), _EXIT_NAME)
+    def at_block(self, block: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A block's call."""
+        if self._now is None:
+            return forward(*args, **kwargs)
+        return self._now.block(block, forward, args, kwargs)
 
-    @contextmanager
-    def replaying(self, residual: Tensor) -> Iterator[None]:
-        """Within: blocks pass their inputs on, and the final module receives the body's input plus ``residual``."""
-        self._replay, self._first = residual, None
-        try:
-            yield
-        finally:
-            self._replay, self._first = None, None
-
-    # -- called by the hooks ---------------------------------------------------------------------------------------
-
-    def at_block(self, streams: tuple[Tensor, ...], first: bool) -> bool:
-        """Note the first block's input; True if the block is to be skipped."""
-        if first and self._captured is not None:
-            self._captured.first = streams
-        if first and self._replay is not None:
-            self._first = streams
-        return self._replay is not None
-
-    def at_exit(self, value: Tensor) -> Tensor:
-        """Capture the final module's input, or replace it."""
-        if self._captured is not None:
-            self._captured.exit = value
-        if self._replay is None:
-            return value
-        base = next(c for c in _arrangements(self._first) if c.shape == self._replay.shape)
-        return (base + self._replay.to(base.dtype)).to(value.dtype)
+    def at_exit(self, index: int, value: Tensor) -> Tensor:
+        """What the plan's exit ``index`` receives."""
+        return value if self._now is None else self._now.exit(index, value)
 
 
 class _BlockHook(ModelHook):
-    """Passes a block's streams through unchanged while a residual is replayed."""
-
-    def __init__(self, site: BodySite, first: bool) -> None:
-        super().__init__()
-        self.site, self.first = site, first
-        self.order: tuple[int, ...] | None = None
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        streams = _streams(args, kwargs)
-        if self.site.at_block(streams, self.first):
-            return self._identity(streams)
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        if self.order is None:
-            self.order = _order(module, streams, output)
-        return output
-
-    def _identity(self, streams: tuple[Tensor, ...]) -> Any:
-        if self.order is None or self.order == (-1,):
-            return streams[0]
-        return tuple(streams[i] for i in self.order)
-
-
-class _ExitHook(ModelHook):
-    """The final module: where the body ends."""
+    """Lets a block run, or passes its inputs on in its place."""
 
     def __init__(self, site: BodySite) -> None:
         super().__init__()
         self.site = site
 
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.site.at_block(module, self.fn_ref.original_forward, args, kwargs)
+
+
+class _ExitHook(ModelHook):
+    """A module behind the body."""
+
+    def __init__(self, site: BodySite, index: int) -> None:
+        super().__init__()
+        self.site, self.index = site, index
+
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (self.site.at_exit(args[0]), *args[1:]), kwargs
-        name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        return args, {**kwargs, name: self.site.at_exit(kwargs[name])}
+        place = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
+        if place is not None:
+            return (*args[:place], self.site.at_exit(self.index, args[place]), *args[place + 1 :]), kwargs
+        name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, name: self.site.at_exit(self.index, kwargs[name])}
 
 
-class _ExitFinder:
-    """Watches one forward pass for the first module after the last block that receives the blocks' result.
-
-    A module that receives exactly that value is sure; where the model adds something first (ControlNet after the last
-    block), the first module that receives a tensor of that shape is taken.
-    """
-
-    def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
-        inside = {id(m) for block in blocks for m in block.modules()}
-        self._watched = [m for m in model.modules() if m is not model and id(m) not in inside]
-        self._last = blocks[-1]
-        self._results: list[Tensor] | None = None
-        self._handles: list[Any] = []
-        self.module: nn.Module | None = None
-        self.value: Tensor | None = None
-        self._sure = False
-
-    def install(self) -> None:
-        self._handles = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self._watched]
-        self._handles.append(self._last.register_forward_hook(self._after_last))
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _after_last(self, module: nn.Module, args: Any, output: Any) -> None:
-        results = [output] if isinstance(output, Tensor) else [t for t in output if isinstance(t, Tensor)]
-        joined = [torch.cat(pair, dim=1) for pair in _joinable(results)]
-        self._results = [*results, *joined]
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._results is None or self._sure:
-            return
-        value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        alike = [result for result in self._results if value is not None and value.shape == result.shape]
-        sure = any(_equal(value, result) for result in alike)
-        if sure or (alike and self.module is None):
-            self.module, self.value, self._sure = module, value, sure
+def _repeatable(run: Run) -> Run:
+    """``run`` with copies of its containers: some models take things out of the lists that they are given."""
+    if not isinstance(run, partial):
+        return run
+    return partial(run.func, *map(_copied, run.args), **{name: _copied(value) for name, value in run.keywords.items()})
 
 
-def _joinable(results: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    if len(results) != 2 or results[0].dim() != 3 or results[0].shape[::2] != results[1].shape[::2]:
-        return []
-    return [(results[0], results[1]), (results[1], results[0])]
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
 
 
-def _equal(value: Tensor, result: Tensor) -> bool:
-    return torch.allclose(value, result.to(value.dtype), rtol=0.0, atol=0.0, equal_nan=True)
+#: largest relative difference of a replayed result that rounding explains: the residual is rounded once more
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2.0**-6}
+_ROUNDING_OF_HALF = 2.0**-4
 
 
-_HIDDEN_NAMES = ("hidden_states", "x", "sample", "image", "img")
-_TEXT_NAMES = ("encoder_hidden_states", "context", "text", "txt")
-
-
-def _streams(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """(hidden, text) or (hidden,) of a block call."""
-    hidden = next((kwargs[n] for n in _HIDDEN_NAMES if isinstance(kwargs.get(n), Tensor)), None)
-    rest = args
-    if hidden is None:
-        hidden, rest = args[0], args[1:]
-    text = next((kwargs[n] for n in _TEXT_NAMES if isinstance(kwargs.get(n), Tensor)), None)
-    if text is None:
-        text = next((a for a in rest[:1] if isinstance(a, Tensor) and a.dim() == hidden.dim()), None)
-    return (hidden,) if text is None else (hidden, text)
-
-
-def _order(block: nn.Module, streams: tuple[Tensor, ...], output: Any) -> tuple[int, ...]:
-    """Which stream each part of a block's output continues (0 hidden, 1 text); (-1,) for a lone tensor."""
-    if isinstance(output, Tensor):
-        return (-1,)
-    parts = [t for t in output if isinstance(t, Tensor)]
-    if len(parts) == 1 or len(streams) == 1:
-        return (0,) * len(parts)
-    registered = _registered_order(block)
-    if registered is not None:
-        return registered
-    hidden, text = streams
-    if hidden.shape[1] == text.shape[1]:
-        raise UnsupportedModelError("site body: image and text have the same number of tokens, the order is ambiguous")
-    return tuple(0 if part.shape[1] == hidden.shape[1] else 1 for part in parts)
-
-
-def _registered_order(block: nn.Module) -> tuple[int, ...] | None:
-    """What diffusers' own registry says of a block's return value, if it knows the class."""
-    try:
-        known = TransformerBlockRegistry.get(type(block))
-    except (ValueError, KeyError):
-        return None
-    if known.return_encoder_hidden_states_index is None:
-        return None
-    return (0, 1) if known.return_hidden_states_index == 0 else (1, 0)
+def _compare(wanted: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Whether all of ``wanted`` is finite, and whether ``found`` is the same but for rounding."""
+    finite = torch.stack([w.isfinite().all() for w in wanted]).all()
+    if [w.shape for w in wanted] != [f.shape for f in found]:
+        return finite, torch.zeros_like(finite)
+    pairs = [
+        (w.double(), f.double(), _ROUNDING.get(w.dtype, _ROUNDING_OF_HALF)) for w, f in zip(wanted, found, strict=True)
+    ]
+    return finite, torch.stack([(w - f).norm() <= limit * w.norm() for w, f, limit in pairs]).all()

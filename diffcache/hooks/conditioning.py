@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,13 +23,16 @@ class BranchLabel(StateManager):
 
 
 class Conditioning:
-    """The conditioning tensors of one call, comparable without touching the device in the usual case.
+    """The conditioning of one call, comparable without touching the device in the usual case.
 
-    Holds references, so that an address cannot be reused by another tensor while we remember it.
+    Tensors are told apart by identity; what is written as a number, a word or a flag (a cache mode, layers to skip, a
+    modality left out) by value. Holds references, so that an address cannot be reused by another tensor meanwhile.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
-        self.tensors = [t for value in values for t in _tensors(value)]
+        leaves = [leaf for value in values for leaf in _leaves(value)]
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.switches = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
         self.versions = [_version(t) for t in self.tensors]
 
     def same_objects(self, other: Conditioning) -> bool:
@@ -37,6 +40,7 @@ class Conditioning:
         return (
             len(self.tensors) == len(other.tensors)
             and self.versions == other.versions
+            and self.switches == other.switches
             and all(
                 a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
                 for a, b in zip(self.tensors, other.tensors, strict=True)
@@ -48,7 +52,7 @@ class Conditioning:
 
         A tensor that was written to since we saw it is not the same, whatever it holds: the old values are gone.
         """
-        if len(self.tensors) != len(other.tensors):
+        if len(self.tensors) != len(other.tensors) or self.switches != other.switches:
             return False
         pairs = zip(self.tensors, self.versions, other.tensors, other.versions, strict=True)
         return all(_equal(a, b) and (a.data_ptr() != b.data_ptr() or i == j) for a, i, b, j in pairs)
@@ -62,12 +66,16 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [t for part in value for t in _tensors(part)]
-    return []
+def _leaves(value: Any) -> Iterator[Any]:
+    """Tensors and plain values in containers; other objects tell nothing and are left out."""
+    if isinstance(value, (Tensor, str, int)) or value is None:
+        yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from (str(key), *_leaves(value[key]))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
 
 
 def _version(tensor: Tensor) -> int:

@@ -92,7 +92,7 @@ class DenoiserHook(ModelHook):
         """Branch, step in the segment, and whether to predict; no branch means: run the model and keep out of it."""
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(timestep)
-        conditioning = Conditioning(inputs.get(name) for name in self.anatomy.conditioning)
+        conditioning = Conditioning(self.anatomy.identity(inputs))
         branch = segment.branch(self.label.name, conditioning, step)
         if branch.last_step >= step:
             if not self.clock.repeated(timestep):
@@ -149,11 +149,8 @@ class DenoiserHook(ModelHook):
         return self.site.compute(run, branch.cache, moment)
 
     def _signature(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
-        """What must not change under a history: shape, dtype and device of the sample, and the kind of return value."""
-        sample, returned = inputs.get(self.anatomy.sample), inputs.get("return_dict", True)
-        if isinstance(sample, (list, tuple)):
-            return tuple(tuple(part.shape) for part in sample), sample[0].dtype, sample[0].device, returned
-        return tuple(sample.shape), sample.dtype, sample.device, returned
+        """What must not change under a history."""
+        return self.anatomy.signature(inputs)
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Template:
-    """The shape of a return value: a tensor, a tuple or list (nested), or a diffusers output class."""
+    """The shape of a return value: a tensor, a tuple or list (nested), or a diffusers output class.
+
+    What is neither (a number, or the cache of keys that a model hands back) is held as it was.
+    """
 
     kind: type
     fields: tuple[tuple[Any, Template | None], ...] = ()
+    held: Any = None
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The same structure around other tensors."""
@@ -23,6 +27,8 @@ class Template:
     def _build(self, tensors: Any) -> Any:
         if self.kind is Tensor:
             return next(tensors)
+        if self.kind is object:
+            return self.held
         filled = [(name, None if part is None else part._build(tensors)) for name, part in self.fields]
         if self.kind in (tuple, list):
             return self.kind(value for _, value in filled)
@@ -30,11 +36,7 @@ class Template:
 
 
 def flatten(output: Any) -> tuple[list[Tensor], Template]:
-    """The tensors of a return value in order, and its template.
-
-    Raises:
-        TypeError: something in it is neither a tensor nor a container of tensors.
-    """
+    """The tensors of a return value in order, and its template."""
     tensors: list[Tensor] = []
     return tensors, _template(output, tensors)
 
@@ -49,4 +51,4 @@ def _template(output: Any, tensors: list[Tensor]) -> Template | None:
         return Template(type(output), tuple((i, _template(part, tensors)) for i, part in enumerate(output)))
     if isinstance(output, dict):  # diffusers' BaseOutput is an ordered dict
         return Template(type(output), tuple((name, _template(part, tensors)) for name, part in output.items()))
-    raise TypeError(f"cannot cache a denoiser output of type {type(output).__name__}")
+    return Template(object, held=output)

@@ -99,25 +99,27 @@ class BodyOutput(Site):
         self.body = BodySite(find_block_lists(model), model)
 
     def cache(self) -> Forecast:
-        cache = Forecast(self.recipe)
-        cache.layouts = [TokenLayout()]  # hidden states have their features last
-        return cache
+        return Forecast(self.recipe)
 
     def compute(self, run: Run, cache: Forecast, moment: Moment) -> Any:
-        with self.body.capturing() as captured:
-            result = run()
-        with torch.no_grad():
-            cache.record([captured.residual()], moment)
+        result, residuals = self.body.compute(run)
+        if residuals is None or cache.template is not self.body.plan:
+            cache.forget()  # what is held belongs to another body, or this step showed none
+        if residuals is not None:
+            with torch.no_grad():
+                cache.template = self.body.plan
+                cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
+                cache.record(residuals, moment)
         return result
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():
-            (residual,) = cache.predict(moment)
-        with self.body.replaying(residual):
-            return run()
+            residuals = cache.predict(moment)
+        return self.body.replay(run, residuals)
 
     def hindrance(self, cache: Cache) -> str | None:
-        return super().hindrance(cache) or (None if self.body.known else "the body was not captured")
+        known = self.body.plan is not None and cache.template is self.body.plan
+        return super().hindrance(cache) or (None if known else "the body was not captured")
 
     def install(self, model: nn.Module) -> None:
         self.body.install()

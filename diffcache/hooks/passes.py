@@ -1,0 +1,203 @@
+"""The three ways in which a denoiser with hooks for site ``body`` runs: watched, captured, replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .plans import Plan
+from .streams import Passage, named_tensors, trace
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of a block: its input streams by name, the tensors that it returned, and how these continue those."""
+
+    block: nn.Module
+    streams: dict[str, Tensor]
+    parts: list[Tensor]
+    passage: Passage
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a module outside the blocks received after the last block; ``part`` tells which of that one's results.
+
+    ``part`` is the numbers of the results that were joined to make the value, or None if the model changed it first.
+    """
+
+    module: nn.Module
+    value: Tensor
+    part: tuple[int, ...] | None
+
+
+class Exploring:
+    """Everything in full: notes the first call of each block list, the last block, and what came after it.
+
+    Attributes:
+        entries: list name -> first call of one of its blocks, in the order in which the lists ran.
+        last: last call of a block, and how often that block had been called by then.
+        arrivals: modules outside the blocks that were called after it, in order.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Mapping[nn.Module, str]) -> None:
+        inside = {id(m) for block in blocks for m in block.modules()}
+        self._watched = [m for m in model.modules() if m is not model and id(m) not in inside]
+        self._lists = blocks
+        self.entries: dict[str, Visit] = {}
+        self.passages: dict[nn.Module, Passage] = {}
+        self.calls: dict[nn.Module, int] = {}
+        self.last: Visit | None = None
+        self.arrivals: list[Arrival] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within: the modules outside the blocks report what they receive."""
+        handles = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self._watched]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        streams = named_tensors(block, args, kwargs)
+        output = forward(*args, **kwargs)
+        passage, parts = trace(block, streams, output)
+        self.last = Visit(block, streams, parts, passage)
+        self.entries.setdefault(self._lists[block], self.last)
+        self.passages[block] = passage
+        self.calls[block] = self.calls.get(block, 0) + 1
+        self.arrivals.clear()
+        return output
+
+    def exit(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if self.last is not None and value is not None and value.is_floating_point():
+            self.arrivals.append(Arrival(module, value, _part_of(value, self.last.parts)))
+
+    def list_of(self, block: nn.Module) -> str:
+        """Name of the list that a block is in."""
+        return self._lists[block]
+
+    def begins_like(self, plan: Plan, streams: Mapping[str, Tensor]) -> Tensor:
+        """Whether the streams that ``plan`` builds on are those of the watched step. A tensor: nothing is read."""
+        seen = self.entries[plan.entry].streams
+        names = {name for base in plan.bases for name in base}
+        return torch.stack([(seen[name] == streams[name]).all() for name in names]).all()
+
+
+def _part_of(value: Tensor, parts: list[Tensor]) -> tuple[int, ...] | None:
+    """The results that ``value`` is made of without change: one of them, or two of them joined."""
+    for index, part in enumerate(parts):
+        if value is part or _same(value, part):
+            return (index,)
+    for pair in [(0, 1), (1, 0)] if len(parts) == 2 and parts[0].dim() == 3 else []:
+        a, b = (parts[i] for i in pair)
+        if a.shape[::2] == b.shape[::2] and _same(value, torch.cat([a, b], dim=1)):
+            return pair
+    return None
+
+
+def _same(value: Tensor, part: Tensor) -> bool:
+    # read while the model runs, once a model: a computed step's own read stays the only one of the engine
+    return value.shape == part.shape and bool(((value == part.to(value.dtype)) | (value.isnan() & part.isnan())).all())
+
+
+class Capturing:
+    """In full; notes the body's input and what stands at its end."""
+
+    def __init__(self, plan: Plan, copies: bool) -> None:
+        self.plan, self._copies = plan, copies
+        self.first: dict[str, Tensor] | None = None
+        self.values: list[Tensor | None] = [None] * len(plan.bases)
+        self._versions: dict[str, int] = {}
+        self._armed = [False] * len(plan.bases)
+        self._calls = 0
+
+    def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._armed = [True] * len(self._armed)
+        if block is self.plan.start and self.first is None:
+            streams = named_tensors(block, args, kwargs)
+            self.first = {n: t.clone() for n, t in streams.items()} if self._copies else streams
+            self._versions = {n: _version(t) for n, t in self.first.items()}
+        output = forward(*args, **kwargs)
+        if block is self.plan.last:
+            self._calls += 1
+            if self._calls == self.plan.calls:
+                self._note_edge(block, args, kwargs, output)
+        return output
+
+    def _note_edge(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        _, parts = trace(block, named_tensors(block, args, kwargs), output)
+        if len(parts) == len(self.plan.passage.sources):
+            self.values = [parts[i] for i in self.plan.parts]
+
+    def exit(self, index: int, value: Tensor) -> Tensor:
+        if self._armed[index]:  # the first call after the last block
+            self.values[index], self._armed[index] = value, False
+        return value
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model wrote into what its first block received."""
+        return self.first is not None and any(_version(t) != self._versions[n] for n, t in self.first.items())
+
+    def residuals(self) -> list[Tensor] | None:
+        """What the blocks added, value by value; None if the plan does not fit this call."""
+        if self.first is None or any(value is None for value in self.values) or self.overwritten:
+            return None
+        return self.plan.residuals(self.first, self.values)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Replaying:
+    """Every block of the plan passes its inputs on; the end of the body receives its input plus the residuals."""
+
+    def __init__(self, plan: Plan, residuals: list[Tensor]) -> None:
+        self.plan, self._residuals = plan, residuals
+        self.first: dict[str, Tensor] | None = None
+        self._values: list[Tensor] | None = None
+        self._armed = [False] * len(plan.bases)
+        self._calls = 0
+
+    def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._armed = [True] * len(self._armed)
+        passage = self.plan.skipped.get(block)
+        if passage is None:
+            return forward(*args, **kwargs)
+        streams = named_tensors(block, args, kwargs)
+        if block is self.plan.start and self.first is None:
+            self._begin(streams)
+        results = passage.pass_on(streams)
+        if block is self.plan.last:
+            self._calls += 1
+            if self._calls == self.plan.calls:
+                for index, value in zip(self.plan.parts, self._values, strict=True):
+                    results[index] = value
+        return passage.template.rebuild(results)
+
+    def _begin(self, streams: dict[str, Tensor]) -> None:
+        # At once: what the model does to its streams from here on must not reach the end of the body.
+        self.first = {n: streams[n].clone() for n in {name for base in self.plan.bases for name in base}}
+        with torch.no_grad():
+            self._values = self.plan.values(self.first, self._residuals)
+
+    def exit(self, index: int, value: Tensor) -> Tensor:
+        if not self._armed[index] or self._values is None:
+            return value
+        self._armed[index] = False
+        return self._values[index].to(value.dtype)

@@ -1,0 +1,90 @@
+"""The tensors that flow through blocks: what goes in by name, and which input each result continues."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from torch import Tensor, nn
+
+from .outputs import Template, flatten
+
+#: what diffusers' blocks call the stream that becomes the output, and the text beside it; best known first
+HIDDEN_NAMES = ("hidden_states", "x", "sample", "image", "img", "visual_embed", "gen_seq")
+TEXT_NAMES = ("encoder_hidden_states", "context", "text", "txt", "und_seq")
+
+
+def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensor arguments of a block's call by parameter name, the likeliest stream first."""
+    bound = {**dict(zip(_parameters(type(block)), args, strict=False)), **kwargs}
+    tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+    return {**{n: tensors[n] for n in HIDDEN_NAMES if n in tensors}, **tensors}
+
+
+@lru_cache(maxsize=512)
+def _parameters(block_class: type[nn.Module]) -> tuple[str, ...]:
+    known = [p for p in inspect.signature(block_class.forward).parameters.values() if p.kind is not p.VAR_KEYWORD][1:]
+    names = [p.name for p in known if p.kind is not p.VAR_POSITIONAL]
+    # Behind *args the parameters have numbers.
+    return (*names, *(f"argument {i}" for i in range(len(names), 32))) if len(names) < len(known) else tuple(names)
+
+
+def first_of(names: Iterable[str], streams: Mapping[str, Tensor]) -> str | None:
+    """The first of ``names`` that is a stream."""
+    return next((name for name in names if name in streams), None)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a block's return value looks like, and how to make one without running the block.
+
+    Attributes:
+        template: structure of the return value.
+        sources: for each tensor in it, the name of the input that it continues, or None.
+        shapes: for each tensor its shape when it was seen.
+    """
+
+    template: Template | None
+    sources: tuple[str | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def pass_on(self, streams: Mapping[str, Tensor]) -> list[Tensor]:
+        """The inputs in the places of the results; zeros for what continues no input."""
+        like = next(iter(streams.values()))
+        return [
+            streams[source] if source in streams else like.new_zeros(shape)
+            for source, shape in zip(self.sources, self.shapes, strict=True)
+        ]
+
+
+def trace(block: nn.Module, streams: Mapping[str, Tensor], output: Any) -> tuple[Passage, list[Tensor]]:
+    """The passage of a block that was just run, and the tensors that it returned.
+
+    Inputs are told apart by shape; two streams of one shape by diffusers' own registry, else they keep their order.
+    """
+    parts, template = flatten(output)
+    free, sources = dict(streams), []
+    for index, part in enumerate(parts):
+        names = [name for name, stream in free.items() if stream.shape == part.shape]
+        told = _registered(block, index, names) if len(parts) > 1 else None
+        source = told or next(iter(names), None)
+        sources.append(source)
+        free.pop(source, None)
+    return Passage(template, tuple(sources), tuple(tuple(p.shape) for p in parts)), parts
+
+
+def _registered(block: nn.Module, index: int, names: list[str]) -> str | None:
+    """The stream that diffusers' registry says is result ``index`` of this class."""
+    try:
+        known = TransformerBlockRegistry.get(type(block))
+    except (ValueError, KeyError):
+        return None
+    if known.return_hidden_states_index == index:
+        return next((name for name in HIDDEN_NAMES if name in names), None)
+    if known.return_encoder_hidden_states_index == index:
+        return next((name for name in TEXT_NAMES if name in names), None)
+    return None
