@@ -25,7 +25,7 @@ def travelled(pose: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def find_clips(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Start frames and motion numbers of all clips that hold one action in open view and whose pose shows the motion."""
+    """Start frames and motion numbers of the clips in open view that hold one action, and whose pose shows it."""
     action, episode, pose = (np.load(folder / f"{name}.npy") for name in ("action", "episode", "pose"))
     open_view = np.load(folder / "depth.npy", mmap_mode="r").mean((1, 2), dtype=np.float32) > MIN_DEPTH
     starts = window_starts(episode, CLIP_FRAMES)

@@ -52,6 +52,17 @@ class RealClips:
         return self.clips(np.array([rng.choice(np.flatnonzero(self.motion == k)) for k in wanted]))
 
 
+#: what each motion looks like in a mirror: left and right change places
+MIRRORED = torch.tensor([1, 0, 2, 3, 5, 4])
+
+
+def mirror(clips: torch.Tensor, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of the clips flipped, with the motion that they show then."""
+    flipped = torch.rand(len(clips)) < 0.5
+    shown = torch.where(flipped.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+    return shown, torch.where(flipped, MIRRORED[motion], motion)
+
+
 def augment(clips: torch.Tensor) -> torch.Tensor:
     """Random brightness, contrast, blur and noise, so that only the motion counts; of pictures only what they show."""
     shape = (len(clips), *[1] * (clips.ndim - 1))
@@ -112,6 +123,7 @@ def generate(pipeline, prompts: list[str], steps: int, guidance: float, seed: in
 def generated_accuracy(probe: nn.Module, args: argparse.Namespace) -> None:
     """Print how often the probe sees the motion that was asked for, per motion and in all."""
     pipeline, right, rows = load_pipeline(args.model), [], []
+    pipeline.set_progress_bar_config(disable=True)  # a line per motion says enough
     for number, variants in enumerate(MOTIONS.values()):
         prompts = [variants[i % len(variants)] for i in range(args.count)]
         clips = generate(pipeline, prompts, args.steps, args.guidance, args.seed + number)

@@ -1,4 +1,4 @@
-"""The methods that the laws are checked with: every named method, every predictor, both sites."""
+"""The methods that the laws are checked with: every named method, every predictor, every site."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ SKIPPING: dict[str, Case] = {
     "interval-body": ("interval", dict(interval=3, site="body")),
     "powerlaw": ("powerlaw", dict(computed=0.4)),
     "powerlaw-body": ("powerlaw", dict(computed=0.4, site="body")),
+    "fora": ("fora", dict(interval=3)),
+    "taylorseer": ("taylorseer", dict(interval=3, order=2)),
+    "hicache": ("hicache", dict(interval=3)),
+    "interval-block": ("interval", dict(interval=3, site="block", predictor="linear")),
+    "fbcache-body": ("fbcache", dict(threshold=10.0, max_skip=3)),
+    "teacache-body": ("teacache", dict(threshold=1e9, max_skip=3)),
+    "magcache-body": ("magcache", dict(ratios=(1.0,) * 12)),
     "steps": ("steps", dict(steps=(0, 1, 2, 5, 8), predictor="linear")),
 }
 
 #: methods whose placement does not depend on the data
-PLACED = {k: v for k, v in SKIPPING.items() if k not in ("worldcache-guarded", "worldcache-faithful")}
+_LISTENING = ("worldcache-guarded", "worldcache-faithful", "fbcache-body", "teacache-body")
+PLACED = {k: v for k, v in SKIPPING.items() if k not in _LISTENING}
 
 #: every predictor on a placement of its own, site output
 FORECASTS: dict[str, Case] = {

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,3 +325,33 @@ def test_package_doctests_name_the_closest():
     from diffcache.errors import unknown
 
     assert unknown("method", "zzz", ["a", "b"]) == "unknown method 'zzz': known: a, b"
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from diffcache.methods import IntervalConfig
+
+@dataclass(frozen=True, kw_only=True)
+class Thirds(IntervalConfig):
+    method: ClassVar[str] = "thirds"
+    summary: ClassVar[str] = "one step in three"
+"""
+
+
+def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(tmp_path):
+    """Through real distribution metadata, in a process of its own."""
+    (tmp_path / "thirds.py").write_text(PLUGIN)
+    info = tmp_path / "thirds-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirds\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[diffcache.methods]\nthirds = thirds:Thirds\ngone = nowhere:Gone\n")
+    code = "from diffcache import list_methods; from diffcache.methods import make_config; "
+    code += "print(make_config('thirds:interval=4')); print('gone' in list_methods())"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout.startswith("Thirds(warmup=3"), done.stderr
+    assert done.stdout.endswith("interval=4)\nFalse\n")
+    assert "method gone: its plugin cannot be loaded" in done.stderr

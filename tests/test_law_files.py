@@ -21,6 +21,14 @@ EXAMPLES = [
     ("interval", dict(interval=4, predictor="taylor", order=3, site="body")),
     ("steps", dict(steps=(0, 3, 9))),
     ("powerlaw", dict(computed=0.25, alpha=1.7, max_skip=3)),
+    ("fora", dict(interval=4)),
+    ("taylorseer", dict(order=2, site="block")),
+    ("hicache", dict(sigma=0.6)),
+    ("pab", dict(temporal=None, low=50)),
+    ("fbcache", dict(first=2, last=1, threshold=0.1)),
+    ("teacache", dict(polynomial=(1.0, 2.0, 0.0))),
+    ("magcache", dict(ratios=(1.0, 1.1, 0.9))),
+    ("easycache", dict(threshold=0.1)),
     ("none", {}),
 ]
 

@@ -13,7 +13,7 @@ from .models import FAMILIES, decisions
 
 EVERY = {**SKIPPING, **FORECASTS, **BODY_FORECASTS}
 #: methods whose prediction is a copy: equal bit for bit
-COPIES = {"interval", "reuse"}
+COPIES = {"interval", "reuse", "fora"}
 
 
 def constant(family, model, dtype, steps=10):

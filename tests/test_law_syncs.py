@@ -16,6 +16,9 @@ METHODS = {
     "interval": dict(interval=3),
     "powerlaw": dict(computed=0.4),
     "interval:site=body": dict(interval=3),
+    "fora": dict(interval=3),
+    "taylorseer": dict(interval=3),
+    "interval:site=block": dict(interval=3, predictor="linear"),
 }
 
 

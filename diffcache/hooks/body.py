@@ -56,13 +56,16 @@ class BodySite:
             return self._explore(run)
         with self._during(Capturing(self.plan, self._copies)) as seen:
             result = run()
+        return result, self._taken(seen)
+
+    def _taken(self, seen: Capturing) -> list[Tensor] | None:
         with torch.no_grad():
             residuals = seen.residuals()
         if residuals is None:
             # Another kind of call (a modality left out, a block list not run), or the input was overwritten.
             self._copies = self._copies or seen.overwritten
             self._adopt(None)
-        return result, residuals
+        return residuals
 
     def replay(self, run: Run, residuals: list[Tensor]) -> Any:
         """Run with every block skipped and ``residuals`` added to the body's input."""
@@ -71,11 +74,11 @@ class BodySite:
 
     def _explore(self, run: Run) -> tuple[Any, list[Tensor] | None]:
         again = _repeatable(run)
-        explorer = Exploring(self.model, self.blocks)
+        explorer = self._explorer()
         with self._during(explorer), explorer.watching():
             result = run()
         with torch.no_grad():
-            for plan, residuals in propose(explorer):
+            for plan, residuals in self._proposals(explorer):
                 verdict = self._try(plan, residuals, again, result, explorer)
                 if verdict is None:
                     return result, None
@@ -86,6 +89,12 @@ class BodySite:
             f"site body: {type(self.model).__name__} does not return the same when its blocks are skipped and their "
             "residual is put back: something else of the blocks reaches the output; use site output"
         )
+
+    def _explorer(self) -> Exploring:
+        return Exploring(self.model, self.blocks)
+
+    def _proposals(self, explorer: Exploring) -> Iterator[tuple[Plan, list[Tensor]]]:
+        return propose(explorer)
 
     def _try(self, plan: Plan, residuals: list[Tensor], run: Run, result: Any, explorer: Exploring) -> bool | None:
         """Whether a replay of the step just computed returns ``result``; None if that is not finite."""

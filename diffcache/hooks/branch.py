@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..schedules import Schedule
 from .cache import Cache
 from .conditioning import Conditioning
 from .stats import ABSENT, PREDICTED, Fallback, SegmentStats, Stopwatch
@@ -13,15 +14,16 @@ class Branch:
     """Decisions and timings of one conditioning, and what is cached for it.
 
     Attributes:
+        schedule: the segment's, or its own where it hears a signal.
         signature: what the cached values hold for (shapes, dtype, device); another one makes them useless.
     """
 
-    def __init__(self, name: str, conditioning: Conditioning, cache: Cache) -> None:
-        self.name, self.conditioning, self.cache = name, conditioning, cache
+    def __init__(self, name: str, conditioning: Conditioning, cache: Cache, schedule: Schedule) -> None:
+        self.name, self.conditioning, self.cache, self.schedule = name, conditioning, cache, schedule
         self.decisions: list[str] = []
         self.fallbacks: list[Fallback] = []
         self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()
-        self.block_shares: list[float] = []  # of partial steps
+        self.block_shares: list[float] = []  # of steps that were not computed in full
         self.peak_bytes = 0
         self.signature: Any = None
 

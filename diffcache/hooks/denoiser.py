@@ -15,9 +15,11 @@ from .branch import Branch
 from .cache import Moment
 from .clock import Clock
 from .conditioning import BranchLabel, Conditioning
+from .gated import GatedSite
 from .modules import find_units
+from .rate import RateSite
 from .recipe import Recipe
-from .segment import Segment
+from .segment import Segment, Verdict
 from .sites import BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .units import UnitSite
@@ -57,30 +59,44 @@ class DenoiserHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))  # deciding counts as well
-        branch, step, predict = self._enter(inputs)
+        branch, step, verdict = self._enter(inputs)
         run = partial(self.fn_ref.original_forward, *args, **kwargs)
         if branch is None:
             return run()
         try:
-            if predict:
-                return self._predicted(branch, step, run, began)
-            result = self._compute(branch, step, inputs, run)
+            result, computed = self._carry_out(verdict, branch, step, inputs, run)
         except BaseException:
             self.abort()
             raise
-        branch.mark(step, FULL)
-        self.segment.settle(step)
-        branch.compute_watch.add(began)
+        if computed:
+            branch.mark(step, FULL)
+            self.segment.settle(step)
+            branch.compute_watch.add(began)
+        else:
+            self._note_prediction(branch, step)
+            branch.predict_watch.add(began)
         return result
 
-    def _predicted(self, branch: Branch, step: int, run: Run, began: Mark) -> Any:
-        kinds = self.segment.kinds
-        result = self.site.predict(run, branch.cache, Moment(step, self.segment.time(step)), kinds)
-        if kinds:
-            branch.block_shares.append(self.site.share(kinds))
-        branch.mark(step, PARTIAL if kinds else PREDICTED)
-        branch.predict_watch.add(began)
-        return result
+    def _carry_out(
+        self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run
+    ) -> tuple[Any, bool]:
+        """The result, and whether it was computed in full."""
+        if verdict is Verdict.PREDICT:
+            moment = Moment(step, self.segment.time(step))
+            return self.site.predict(run, branch.cache, moment, self.segment.kinds), False
+        if not self.segment.keeps:
+            return run(), True
+        moment = self._recorded(branch, step, inputs)
+        if verdict is Verdict.ASK:
+            judge = partial(self.segment.judge, step, branch)
+            return self.site.ask(run, branch.cache, moment, judge)
+        return self.site.compute(run, branch.cache, moment), True
+
+    def _note_prediction(self, branch: Branch, step: int) -> None:
+        share = self.site.share(self.segment.kinds)
+        if share:
+            branch.block_shares.append(share)
+        branch.mark(step, PARTIAL if self.segment.kinds else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -88,8 +104,8 @@ class DenoiserHook(ModelHook):
 
     # -- the path of a step ----------------------------------------------------------------------------------------
 
-    def _enter(self, inputs: dict[str, Any]) -> tuple[Branch | None, int, bool]:
-        """Branch, step in the segment, and whether to predict; no branch means: run the model and keep out of it."""
+    def _enter(self, inputs: dict[str, Any]) -> tuple[Branch | None, int, Verdict]:
+        """Branch, step in the segment, and what to do; no branch means: run the model and keep out of it."""
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(timestep)
         conditioning = Conditioning(self.anatomy.identity(inputs))
@@ -97,14 +113,13 @@ class DenoiserHook(ModelHook):
         if branch.last_step >= step:
             if not self.clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
-                return None, step, False
+                return None, step, Verdict.COMPUTE
             segment, step = self._locate(timestep)
-        if segment.decide(step, self.weights.fingerprint):
-            return branch, step, False
-        predict = self._can_predict(branch, step, inputs)
-        if not predict:
+        verdict = segment.decide(step, branch, self.weights.fingerprint)
+        if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs):
             segment.compute_after_all(step, branch)
-        return branch, step, predict
+            verdict = Verdict.COMPUTE
+        return branch, step, verdict
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:
         now = self.clock.locate(timestep)
@@ -136,17 +151,14 @@ class DenoiserHook(ModelHook):
             branch.fall_back(step, reason)
         return reason is None
 
-    def _compute(self, branch: Branch, step: int, inputs: dict[str, Any], run: Run) -> Any:
-        segment = self.segment
-        if not segment.keeps:
-            return run()
-        signature = self._signature(inputs)
+    def _recorded(self, branch: Branch, step: int, inputs: dict[str, Any]) -> Moment:
+        """A step that is, or may be, computed; what its branch holds must fit its inputs."""
+        segment, signature = self.segment, self._signature(inputs)
         if branch.signature != signature:
             branch.forget()
         branch.signature = signature
         ahead = segment.ahead(step)
-        moment = Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
-        return self.site.compute(run, branch.cache, moment)
+        return Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
 
     def _signature(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
         """What must not change under a history."""
@@ -200,6 +212,10 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
     Raises:
         UnsupportedModelError: the denoiser does not have it.
     """
+    if recipe.signal == "rate":
+        return RateSite(anatomy, recipe)
+    if recipe.signal is not None:
+        return GatedSite(model, recipe)
     if recipe.site == "output":
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":

@@ -76,6 +76,11 @@ def find_units(model: nn.Module, site: str, kinds: frozenset[str]) -> list[Unit]
     return found
 
 
+def first_attention(block: nn.Module) -> nn.Module | None:
+    """The attention that comes first in a block, or None."""
+    return next((module for path, module in _topmost(block) if _is_attention(path.rsplit(".", 1)[-1], module)), None)
+
+
 def _units(list_name: str, blocks: nn.Module, site: str) -> Iterator[Unit]:
     for index, block in enumerate(blocks):
         name = f"{list_name}.{index}"

@@ -34,6 +34,8 @@ class Recipe:
         axis: time axis of the predictor: step ``index``, ``sigma`` or ``logsnr``.
         limit: longest run that a predictor blends over.
         modalities: channel widths of stacked modalities; empty for one.
+        signal: what the schedule hears (see :mod:`diffcache.schedules.change`), or None.
+        first, last: of site ``body``, blocks before and behind it that always run.
         kinds: of sites ``block`` and ``module``, which kinds of unit are cached (see :mod:`.modules`).
     """
 
@@ -47,3 +49,6 @@ class Recipe:
     limit: int = 1
     modalities: tuple[int, ...] = ()
     kinds: frozenset[str] = frozenset()
+    signal: str | None = None
+    first: int = 0
+    last: int = 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..schedules import Schedule
 from .branch import Branch
 from .clock import Clock
 from .conditioning import Conditioning
@@ -15,6 +18,12 @@ from .sites import Site
 from .stats import FULL, PREDICTED, SegmentStats
 
 _MOST_BRANCHES = 8
+
+
+class Verdict(Enum):
+    """What to do at a step. ``ASK``: the site measures the schedule's signal first."""
+
+    COMPUTE, PREDICT, ASK = range(3)
 
 
 class Segment:
@@ -31,15 +40,19 @@ class Segment:
     def __init__(self, recipe: Recipe, site: Site, clock: Clock, start: int, total: int | None) -> None:
         self.recipe, self.site, self.start, self.total = recipe, site, start, total
         self._clock = clock
-        self.schedule = recipe.schedule()
-        self.schedule.restrict(site.kinds)
-        self.schedule.start(total, clock.timesteps(start) if self.schedule.wants_timesteps else ())
+        self.schedule = self._new_schedule()
         self.branches: dict[Any, Branch] = {}
         self.weights: Any = None
         self.deciding = -1
         self.compute = True
         self.kinds: frozenset[str] = frozenset()  # computed at a step that is not computed in full
         self._alarmed = -1  # step that an alarm of another branch has just taken
+
+    def _new_schedule(self) -> Schedule:
+        schedule = self.recipe.schedule()
+        schedule.restrict(self.site.kinds)
+        schedule.start(self.total, self._clock.timesteps(self.start) if schedule.wants_timesteps else ())
+        return schedule
 
     # -- branches --------------------------------------------------------------------------------------------------
 
@@ -66,32 +79,61 @@ class Segment:
         if len(self.branches) >= _MOST_BRANCHES:
             # Conditioning that never repeats: hold no history for it.
             next(iter(self.branches.values())).forget()
-        self.branches[key] = Branch(name, conditioning, self.site.cache())
+        # What a branch hears is its own, and so is what its schedule makes of it.
+        schedule = self.schedule if self.schedule.signal is None else self._new_schedule()
+        self.branches[key] = Branch(name, conditioning, self.site.cache(), schedule)
         return self.branches[key]
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
-    def decide(self, step: int, fingerprint: Callable[[], Any]) -> bool:
-        """Whether ``step`` is computed; ``fingerprint`` tells whether the weights are still the same."""
+    def decide(self, step: int, branch: Branch, fingerprint: Callable[[], Any]) -> Verdict:
+        """What to do at ``step``; ``fingerprint`` tells whether the weights are still the same."""
         if step != self.deciding:
-            self._read_plans()
-            weights = fingerprint()
-            changed = self.deciding >= 0 and weights != self.weights
-            if changed:
-                self._forget_all(step, "weights or adapters changed")
-            self.deciding, self.weights = step, weights
-            self.compute = changed or self.schedule.wants_compute(step)
-            if self.compute:
-                self.schedule.computed(step)
-            self.kinds = frozenset() if self.compute else self.schedule.partial(step)
+            self._begin(step, fingerprint)
+        schedule = branch.schedule
+        if schedule is not self.schedule and not self.compute:
+            self.compute = schedule.wants_compute(step)
+        if self.compute:
+            if schedule is not self.schedule:
+                schedule.computed(step)
+            return Verdict.COMPUTE
+        return Verdict.ASK if schedule.undecided(step) else Verdict.PREDICT
+
+    def _begin(self, step: int, fingerprint: Callable[[], Any]) -> None:
+        self._read_plans()
+        weights = fingerprint()
+        changed = self.deciding >= 0 and weights != self.weights
+        if changed:
+            self._forget_all(step, "weights or adapters changed")
+        self.deciding, self.weights = step, weights
+        self.compute = changed or (self.schedule.signal is None and self.schedule.wants_compute(step))
+        if self.compute:
+            self.schedule.computed(step)
+        self.kinds = frozenset() if self.compute else self.schedule.partial(step)
+
+    def judge(self, step: int, branch: Branch, signal: Tensor) -> bool:
+        """Whether an asked ``step`` is computed. Its one host read takes the alarm of the last computed step along.
+
+        Once a branch computes, those that are called after it in this step compute as well.
+        """
+        waiting, branch.cache.pending = branch.cache.pending, None
+        parts = [signal.reshape(1).float()] if waiting is None else [signal.reshape(1).float(), waiting]
+        drift, *rest = torch.cat(parts).tolist()
+        if rest:
+            count = (len(rest) - 1) // 2
+            self._heed(branch, rest[count : 2 * count])
+        wanted = branch.schedule.judge(step, drift)  # asked in any case: it may keep count
+        if wanted or branch.schedule.wants_compute(step):
+            self.compute = True
+            branch.schedule.computed(step)
         return self.compute
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
         others = (b for b in self.branches.values() if b is not branch)
-        if not any(b.last_step == step for b in others):
+        if branch.schedule is not self.schedule or not any(b.last_step == step for b in others):
             self.compute = True
-            self.schedule.computed(step)
+            branch.schedule.computed(step)
 
     def _forget_all(self, step: int, reason: str) -> None:
         for branch in self.branches.values():
@@ -102,13 +144,17 @@ class Segment:
         """A branch computed ``step``: once all that were called in the step before have, read their plans.
 
         So the read belongs to the computed step; a branch that stays away this time is read at the next decision.
+        At step 0 nobody knows how many will come, and a value that is not finite there has spoilt the sample already.
         """
+        if step == 0:
+            for branch in self.branches.values():
+                branch.cache.pending = None
         if not any(branch.last_step == step - 1 for branch in self.branches.values()):
-            self._read_plans()
+            self._read_plans()  # a schedule with a signal reads them together with the next signal
 
     def _read_plans(self) -> None:
         waiting = [branch for branch in self.branches.values() if branch.cache.pending is not None]
-        if not waiting:
+        if not waiting or self.schedule.signal is not None:
             return
         numbers = torch.cat(
             [branch.cache.pending for branch in waiting]
@@ -130,11 +176,12 @@ class Segment:
         bad = next((k for k, flag in enumerate(alarm) if flag), None)
         if bad is None:
             return
-        due = self.schedule.last + bad + 1
-        if not self.schedule.wants_compute(due) or due == self._alarmed:
+        schedule = branch.schedule
+        due = schedule.last + bad + 1
+        if not schedule.wants_compute(due) or due == self._alarmed:
             self._alarmed = due
             branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
-        self.schedule.limit(bad)
+        schedule.limit(bad)
 
     def time(self, step: int) -> float:
         """Time of a step of the segment, on the recipe's axis."""

@@ -19,6 +19,8 @@ from .outputs import flatten
 from .recipe import Recipe
 
 Run = Callable[[], Any]
+#: the signal of a step, a scalar -> whether the step is computed; reads the host once
+Judge = Callable[[Tensor], bool]
 
 
 class Site(ABC):
@@ -46,7 +48,7 @@ class Site(ABC):
         return None if cache.ready else "too few computed steps in this branch"
 
     def share(self, kinds: frozenset[str]) -> float:
-        """Share of the site's modules that are of ``kinds``."""
+        """Share of the blocks (or units) that run at a step that is not computed in full."""
         return 0.0
 
     def install(self, model: nn.Module) -> None:  # noqa: B027 - most sites need none
@@ -54,6 +56,14 @@ class Site(ABC):
 
     def uninstall(self, model: nn.Module) -> None:  # noqa: B027
         """Take them off."""
+
+
+class Asking(Site):
+    """A site that can measure the signal that a schedule waits for."""
+
+    @abstractmethod
+    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
+        """Measure the signal, let ``judge`` decide, and compute or predict; True if computed."""
 
 
 class OutputSite(Site):
@@ -103,6 +113,10 @@ class BodyOutput(Site):
 
     def compute(self, run: Run, cache: Forecast, moment: Moment) -> Any:
         result, residuals = self.body.compute(run)
+        self._store(cache, residuals, moment)
+        return result
+
+    def _store(self, cache: Forecast, residuals: list[Tensor] | None, moment: Moment) -> None:
         if residuals is None or cache.template is not self.body.plan:
             cache.forget()  # what is held belongs to another body, or this step showed none
         if residuals is not None:
@@ -110,7 +124,6 @@ class BodyOutput(Site):
                 cache.template = self.body.plan
                 cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
                 cache.record(residuals, moment)
-        return result
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():

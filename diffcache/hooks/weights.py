@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
+
+_VERSION = attrgetter("_version")
 
 
 class WeightsWatch:
@@ -15,6 +18,8 @@ class WeightsWatch:
         self._adapters: tuple[Any, ...] | None = None
         self._layers: list[nn.Module] = []
         self._slots: list[tuple[dict[str, Any], str]] = []
+        self._ids: list[int] = []
+        self._counted: list[nn.Parameter] = []
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Equal while nothing changed in place, was replaced, and no adapter was loaded, switched or rescaled.
@@ -29,16 +34,20 @@ class WeightsWatch:
             (tuple(m.active_adapters), tuple(m.scaling.items()), tuple(getattr(m, "merged_adapters", ())))
             for m in self._layers
         )
-        return adapters, state, sum(_stamp(slots.get(name)) for slots, name in self._slots)
+        return adapters, state, self._stamp()
 
     def _walk(self) -> None:
         modules = list(self._model.modules())
         self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
         self._slots = [(m._parameters, name) for m in modules for name in m._parameters]
+        self._ids: list[int] = []
 
-
-def _stamp(parameter: nn.Parameter | None) -> int:
-    # A parameter that is offloaded stands on the meta device, and a new one stands there each time.
-    if parameter is None or parameter.is_meta or parameter.is_inference():
-        return 0
-    return id(parameter) + parameter._version
+    def _stamp(self) -> int:
+        """Sum of the identities and versions of all parameters that have them. Runs at every step: kept short."""
+        parameters = [slots.get(name) for slots, name in self._slots]
+        ids = list(map(id, parameters))
+        if ids != self._ids:
+            # An offloaded parameter stands on the meta device, and a new one stands there each time.
+            self._ids = ids
+            self._counted = [p for p in parameters if p is not None and not p.is_meta and not p.is_inference()]
+        return sum(map(id, self._counted)) + sum(map(_VERSION, self._counted))

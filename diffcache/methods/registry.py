@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import fields
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
 from .base import MethodConfig, NoneConfig
+from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .worldcache import WorldCacheConfig
 
-_METHODS: dict[str, type[MethodConfig]] = {
+_BUILT_IN: dict[str, type[MethodConfig]] = {
     config.method: config
     for config in (
         WorldCacheConfig,
@@ -27,14 +31,38 @@ _METHODS: dict[str, type[MethodConfig]] = {
         TaylorSeerConfig,
         HiCacheConfig,
         PABConfig,
+        FBCacheConfig,
+        TeaCacheConfig,
+        MagCacheConfig,
+        EasyCacheConfig,
         NoneConfig,
     )
 }
 
 
+PLUGINS = "diffcache.methods"
+"""Entry point group: a distribution that names a :class:`MethodConfig` subclass there adds a method."""
+
+
 def list_methods() -> dict[str, type[MethodConfig]]:
-    """Every method's name and configuration class."""
-    return dict(_METHODS)
+    """Every method's name and configuration class: built in, then those of installed plugins."""
+    return {**_plugins(), **_BUILT_IN}
+
+
+@cache
+def _plugins() -> dict[str, type[MethodConfig]]:
+    found = {}
+    for point in entry_points(group=PLUGINS):
+        try:
+            config = point.load()
+        except Exception as error:  # somebody else's code: whatever it is, the other methods must stay usable
+            warnings.warn(f"method {point.name}: its plugin cannot be loaded: {error}", stacklevel=2)
+            continue
+        if isinstance(config, type) and issubclass(config, MethodConfig) and config.method == point.name:
+            found[point.name] = config
+        else:
+            warnings.warn(f"method {point.name}: {point.value} is no MethodConfig of that name", stacklevel=2)
+    return found
 
 
 def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodConfig:
@@ -56,9 +84,10 @@ def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodCo
     if isinstance(method, Path) or Path(method).suffix in (".yaml", ".yml", ".json"):
         return load_config(method, **overrides)
     name, _, settings = method.partition(":")
-    if name not in _METHODS:
-        raise ConfigError(unknown("method", name, _METHODS))
-    return _build(_METHODS[name], {**parse_settings(settings), **overrides})
+    methods = list_methods()
+    if name not in methods:
+        raise ConfigError(unknown("method", name, methods))
+    return _build(methods[name], {**parse_settings(settings), **overrides})
 
 
 def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
@@ -73,9 +102,10 @@ def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
     if not isinstance(data, dict) or "method" not in data:
         raise ScheduleFileError(f"{path}: no field 'method'; a configuration names its method")
     name = data.pop("method")
-    if not isinstance(name, str) or name not in _METHODS:
-        raise ConfigError(f"{path}: {unknown('method', str(name), _METHODS)}")
-    return _build(_METHODS[name], {**data, **overrides})
+    methods = list_methods()
+    if not isinstance(name, str) or name not in methods:
+        raise ConfigError(f"{path}: {unknown('method', str(name), methods)}")
+    return _build(methods[name], {**data, **overrides})
 
 
 def parse_settings(text: str) -> dict[str, Any]:

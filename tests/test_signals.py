@@ -1,0 +1,169 @@
+"""Methods that listen: fbcache, teacache, easycache, magcache - what they hear, when they decide, what they return."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+from diffusers.models.cache_utils import CacheMixin
+
+from diffcache import ConfigError, UnsupportedModelError, accelerate_model, denoising, restore
+from diffcache.schedules import POLYNOMIALS
+
+from .models import FAMILIES, decisions, sample, walk_steps, wan
+from .reads import Reads, ignore_inside, watched
+
+LISTENING = {
+    "fbcache": dict(threshold=0.6, max_skip=3),
+    "teacache": dict(threshold=1.0),
+    "easycache": dict(threshold=1.0, warmup=2),
+}
+
+
+def trajectory(family, steps=12, speed=1.0, batch=1):
+    """Inputs that move a little each step, with timesteps."""
+    kind = FAMILIES[family]
+    a, b = kind.latents(0, batch, 2), kind.latents(1, batch, 2)
+    for step in range(steps):
+        u = speed * step / steps
+        yield a * (1 - u) + b * u, kind.time(1 - step / (2 * steps)).expand(batch)
+
+
+def run(family, model, batch=1, speed=1.0, steps=12):
+    kind, outputs = FAMILIES[family], []
+    with torch.no_grad(), denoising(model, steps):
+        for x, t in trajectory(family, steps, speed, batch):
+            call = dict(hidden_states=x, timestep=t, **kind.conditioning(1, batch), **kind.fixed(2), return_dict=False)
+            if isinstance(model, CacheMixin):
+                with model.cache_context("cond"):
+                    outputs.append(model(**call)[0])
+            else:
+                outputs.append(model(**call)[0])
+    return outputs
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.8])
+def test_fbcache_returns_what_diffusers_first_block_cache_returns(family, threshold):
+    theirs = FAMILIES[family].build(0)
+    apply_first_block_cache(theirs, FirstBlockCacheConfig(threshold=threshold))
+    wanted = run(family, theirs)
+    ours = accelerate_model(FAMILIES[family].build(0), "fbcache", threshold=threshold)
+    for found, want in zip(run(family, ours), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    assert "c" in decisions(ours)[0]
+
+
+@pytest.mark.parametrize("method", LISTENING)
+@pytest.mark.parametrize("family", ["wan", "flux"])
+def test_a_step_is_read_at_most_once(family, method):
+    reads, counts = Reads(), []
+    model = ignore_inside(FAMILIES[family].build(0), reads)
+    accelerate_model(model, method, **LISTENING[method])
+    with torch.no_grad(), watched(reads):
+        for _ in walk_steps(family, model, 12):
+            counts.append(reads.count - sum(counts))
+    assert "c" in decisions(model)[0]
+    branches = len(decisions(model))
+    # each branch hears for itself; the first step may compare the branches' conditioning and prove the body
+    assert max(counts[1:]) <= branches, (counts, reads.names)
+
+
+@pytest.mark.parametrize("method", ["fbcache", "teacache"])
+def test_a_still_sample_does_not_hide_one_that_moves(method):
+    settings = dict(fbcache=dict(threshold=0.05), teacache=dict(threshold=0.05))[method]
+    model, kind = FAMILIES["wan"].build(0), FAMILIES["wan"]
+    alone = accelerate_model(model, method, **settings)
+    run("wan", alone, speed=1.0)
+    moving = decisions(alone)[0]
+    restore(model)
+    both = accelerate_model(model, method, **settings)
+    still = kind.latents(5, 15, 2)
+    with torch.no_grad(), denoising(both, 12):
+        for x, t in trajectory("wan"):
+            rows = torch.cat([still, x])
+            both(hidden_states=rows, timestep=t.expand(16), **kind.conditioning(1, 16), return_dict=False)
+    assert decisions(both)[0].count("F") >= moving.count("F") > 2
+
+
+@pytest.mark.parametrize("method", LISTENING)
+def test_an_input_that_is_not_finite_is_computed(method):
+    model, kind = FAMILIES["wan"].build(0), FAMILIES["wan"]
+    accelerate_model(model, method, **{**LISTENING[method], "threshold": 1e9, "max_skip": 64})
+    with torch.no_grad(), denoising(model, 12):
+        for step, (x, t) in enumerate(trajectory("wan")):
+            x = x * float("nan") if step == 5 else x
+            model(hidden_states=x, timestep=t, **kind.conditioning(1, 1), return_dict=False)
+    assert decisions(model)[0][4:7] == "cFF"
+
+
+@pytest.mark.parametrize("method", ["fbcache", "teacache"])
+def test_a_larger_threshold_never_computes_more(method):
+    counts = []
+    for threshold in (0.0, 0.05, 0.2, 1.0, 10.0):
+        model = accelerate_model(FAMILIES["wan"].build(0), method, threshold=threshold)
+        run("wan", model)
+        counts.append(decisions(model)[0].count("F"))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 12 > counts[-1]
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (2, 0), (1, 1), (2, 1), (1, 2)])
+def test_first_and_last_blocks_run_at_every_step(first, last):
+    model = accelerate_model(wan(0, layers=4), "fbcache", threshold=10.0, first=first, last=last)
+    ran = [0] * 4
+    for i, block in enumerate(model.blocks):
+        block.ffn.net[2].register_forward_pre_hook(lambda m, a, i=i: ran.__setitem__(i, ran[i] + 1))
+    run("wan", model)
+    proof = 2  # the first step is run, and run once more to prove the body
+    always = [12 + proof - 1] * first
+    never = [1] * (4 - first - last)
+    assert ran == always + never + [12 + proof - 1] * last
+    assert model.diffcache.stats().segments[0].block_share == pytest.approx((1 + 11 * (first + last) / 4) / 12)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_with_constant_input_first_and_last_change_nothing(last):
+    dense, model = wan(0, layers=4), wan(0, layers=4)
+    accelerate_model(model, "fbcache", threshold=10.0, first=2, last=last)
+    for found, want in zip(run("wan", model, speed=0.0), run("wan", dense, speed=0.0), strict=True):
+        assert (found - want).norm() <= 0.2 * want.norm()  # the timestep moves on
+
+
+def test_first_and_last_must_leave_a_block():
+    with pytest.raises(ConfigError, match=r"first: 8 is out of range, first \+ last must be < 2"):
+        accelerate_model(wan(0), "fbcache:dbcache")
+
+
+def test_teacache_runs_no_matrix_of_a_predicted_step_beyond_the_first_norm():
+    model = accelerate_model(wan(0), "teacache", threshold=1e9)
+    ran = []
+    for name in ("attn1.to_q", "attn2.to_q", "ffn.net.2"):
+        model.blocks[0].get_submodule(name).register_forward_pre_hook(lambda m, a: ran.append(1))
+    for step, _ in enumerate(walk_steps("wan", model, 8)):
+        if decisions(model)[0][step] == "c":
+            assert not ran
+        ran.clear()
+    assert "c" in decisions(model)[0]
+
+
+def test_a_polynomial_that_was_fitted_to_another_signal_is_refused():
+    with pytest.raises(ConfigError, match="published: unknown polynomial"):
+        accelerate_model(wan(0), "teacache", published="wan2.1-t2v-14b")
+    assert POLYNOMIALS["wan2.1-t2v-14b"].measured == "embedding"
+
+
+def test_magcache_without_ratios_names_the_command():
+    with pytest.raises(ConfigError, match="diffcache calibrate --method magcache"):
+        accelerate_model(wan(0), "magcache")
+
+
+def test_easycache_wants_an_output_of_the_inputs_shape():
+    model = FAMILIES["dit"].build(0)
+    accelerate_model(model, "easycache", threshold=1.0, warmup=2)
+    sample("dit", model)
+    assert "c" in decisions(model)[0]
+    model = accelerate_model(wan(0), "easycache", threshold=1.0)
+    model.proj_out = torch.nn.Linear(24, 8 * 4)
+    with pytest.raises((UnsupportedModelError, RuntimeError)):
+        sample("wan", model)
