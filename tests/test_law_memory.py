@@ -88,7 +88,7 @@ def test_memory_is_free_after_the_trajectory(end, case):
     def look(step):
         if step == 6:
             for branch in hook.segment.branches.values():
-                refs.extend(weakref.ref(v) for h in branch.cache.histories for v in h.values)
+                refs.extend(weakref.ref(v) for v in branch.cache.held())
             if end == "exception":
                 raise KeyboardInterrupt
 

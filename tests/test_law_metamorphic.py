@@ -52,7 +52,7 @@ def test_constant_input_reproduces_the_dense_output(family, case, dtype):
         assert output.dtype == dense.dtype
         if case in COPIES:
             assert torch.equal(output, dense)
-        elif dtype == torch.bfloat16 and case.endswith("body"):
+        elif dtype == torch.bfloat16 and case.endswith(("body", "block")):
             # the residual is rounded once more than the dense sum: one unit of bf16 through the head
             assert (output - dense).float().norm() <= 2**-6 * dense.float().norm()
         else:

@@ -132,6 +132,29 @@ def _ranges(widths: Sequence[int]) -> tuple[Modality, ...]:
     return tuple(Modality(f"m{i}", a, b) for i, (a, b) in enumerate(pairwise(edges)))
 
 
+def inspect_class(model_class: type) -> tuple[tuple[str, ...], str]:
+    """The parameters of a denoiser class's ``forward``, and which of them is the timestep.
+
+    Raises:
+        UnsupportedModelError: it is not a denoiser; the message says what it is, or what is missing.
+    """
+    name = model_class.__name__
+    if not issubclass(model_class, nn.Module):
+        raise UnsupportedModelError(f"{name} is not a torch.nn.Module")
+    if "ControlNet" in name:
+        raise UnsupportedModelError(f"{name} is a ControlNet: it serves a denoiser; accelerate that one")
+    if "UNet" in name:
+        raise UnsupportedModelError(
+            f"{name} is a U-Net: diffcache caches transformer denoisers; for U-Nets use DeepCache or TGATE"
+        )
+    parameters = tuple(inspect.signature(model_class.forward).parameters)[1:]
+    timestep = next((p for p in _TIMESTEP_NAMES if p in parameters), None)
+    timestep = timestep or next((p for p in parameters if _TIMESTEP.search(p)), None)
+    if timestep is None:
+        raise UnsupportedModelError(f"{name}.forward has no parameter timestep: it is not a denoiser")
+    return parameters, timestep
+
+
 def inspect_denoiser(model: nn.Module) -> Anatomy:
     """Find the anatomy of a denoiser.
 
@@ -139,17 +162,7 @@ def inspect_denoiser(model: nn.Module) -> Anatomy:
         UnsupportedModelError: it is not a denoiser built from transformer blocks; the message says what is missing.
     """
     name = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{name} is not a torch.nn.Module")
-    if "UNet" in name:
-        raise UnsupportedModelError(
-            f"{name} is a U-Net: diffcache caches transformer denoisers; for U-Nets use DeepCache or TGATE"
-        )
-    parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    timestep = next((p for p in _TIMESTEP_NAMES if p in parameters), None)
-    timestep = timestep or next((p for p in parameters if _TIMESTEP.search(p)), None)
-    if timestep is None:
-        raise UnsupportedModelError(f"{name}.forward has no parameter timestep: it is not a denoiser")
+    parameters, timestep = inspect_class(type(model))
     lists = find_block_lists(model)
     if not lists:
         raise UnsupportedModelError(f"{name} has no list of transformer blocks")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,15 @@ class Cache(ABC):
     def ready(self) -> bool:
         """Whether a prediction is possible."""
 
-    @property
     @abstractmethod
+    def held(self) -> Iterable[Tensor]:
+        """Every tensor that is kept for a later step; the plan that waits to be read is not counted."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
+        tensors = {id(t): t for t in self.held()}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
 
     @abstractmethod
     def forget(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,12 +42,14 @@ class Forecast(Cache):
     def ready(self) -> bool:
         return self.fit is not None
 
-    @property
-    def nbytes(self) -> int:
+    def held(self) -> Iterator[Tensor]:
         """Stored values, the fit's per-token tensors, and two variances a sample and modality."""
-        held = sum(history.nbytes for history in self.histories)
-        tensors = [t for fit in self.fit or [] for t in _held(fit)] + [t for pair in self._spread for t in pair]
-        return held + sum(t.numel() * t.element_size() for t in tensors)
+        for history in self.histories:
+            yield from history.values
+        for fit in self.fit or []:
+            yield from _held(fit)
+        for pair in self._spread:
+            yield from pair
 
     # -- computed steps --------------------------------------------------------------------------------------------
 

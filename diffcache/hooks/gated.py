@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ class GatedCache(Forecast):
         super().forget()
         self.reference: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        kept = self.reference
-        return super().nbytes + (0 if kept is None else kept.numel() * kept.element_size())
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        if self.reference is not None:
+            yield self.reference
 
 
 class GatedSite(BodyOutput, Asking):

@@ -5,6 +5,7 @@ The cached value is the difference of output and input; the signal is known from
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,10 +32,9 @@ class RateCache(Forecast):
         self.computed: tuple[Tensor, Tensor] | None = None
         self.previous: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        held = {id(t): t for t in (*(self.computed or ()), self.previous, self.rate) if t is not None}
-        return super().nbytes + sum(t.numel() * t.element_size() for t in held.values())
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        yield from (t for t in (*(self.computed or ()), self.previous, self.rate) if t is not None)
 
 
 class RateSite(OutputSite, Asking):

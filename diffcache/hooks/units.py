@@ -6,7 +6,7 @@ module: of an attention or feed-forward before the block's gate, of a block the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -86,10 +86,8 @@ class UnitCache(Cache):
         """Whether nobody has written to a stored tensor."""
         return all(slot.intact for slot in self.slots.values())
 
-    @property
-    def nbytes(self) -> int:
-        stored = (t for slot in self.slots.values() for tensors in slot.values for t in tensors)
-        return sum(t.numel() * t.element_size() for t in stored)
+    def held(self) -> Iterator[Tensor]:
+        return (t for slot in self.slots.values() for tensors in slot.values for t in tensors)
 
     def put(self, name: str, tensors: list[Tensor], template: Template, moment: Moment) -> None:
         """Store what the unit ``name`` has just computed."""
