@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .errors import ConfigError, UnsupportedModelError
-from .hooks.anatomy import find_denoisers, inspect_denoiser
+from .hooks.anatomy import find_denoisers, inspect_class, inspect_denoiser
+from .hooks.denoiser import make_site
 from .hooks.handle import ATTRIBUTE, Handle
 from .methods import MethodConfig, make_config
 
@@ -168,12 +169,19 @@ class Support:
 
 
 def supports(model: Any, method: Method = "worldcache") -> Support:
-    """Whether a method can be put on a pipeline or denoiser, without changing it."""
+    """Whether a method can be put on a pipeline, a denoiser or a denoiser class, without changing it.
+
+    A class is judged by its name and its ``forward``; an instance by its blocks as well. What this answers for every
+    transformer denoiser of diffusers is measured in ``docs/support.md``.
+    """
     config = make_config(method)
     try:
-        models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
-        for denoiser in models.values():
-            inspect_denoiser(denoiser)
+        if isinstance(model, type):
+            inspect_class(model)
+        else:
+            models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
+            for denoiser in models.values():
+                make_site(denoiser, inspect_denoiser(denoiser), config.recipe())
     except UnsupportedModelError as error:
         return Support("refused", str(error))
     return Support("exact" if config.max_skip == 0 else "works")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 
 from torch.overrides import TorchFunctionMode
+from torch.overrides import _pop_mode_temporarily as pop_call_mode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _pop_mode_temporarily as pop_dispatch_mode
 
 DISPATCHED = {"_local_scalar_dense", "equal", "item", "is_nonzero", "nonzero", "unique", "_to_cpu"}
 CALLED = {"tolist", "item", "cpu", "__bool__", "__float__", "__int__", "__index__", "equal", "allclose", "nonzero"}
@@ -18,7 +20,7 @@ class Reads:
     """Counts host reads of our engine: those within a model's own forward, and a sampler's, are not ours."""
 
     def __init__(self) -> None:
-        self.count, self.depth, self.names = 0, 0, []
+        self.count, self.depth, self.names, self.watching = 0, 0, [], False
 
     def note(self, name: str) -> None:
         if self.depth == 0:
@@ -60,16 +62,29 @@ class Called(TorchFunctionMode):
 
 @contextlib.contextmanager
 def watched(reads):
-    with Dispatched(reads), Called(reads):
-        yield
+    reads.watching = True
+    try:
+        with Dispatched(reads), Called(reads):
+            yield
+    finally:
+        reads.watching = False
+
+
+def _unwatched(reads):
+    if not reads.watching:
+        return contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    stack.enter_context(pop_call_mode())
+    stack.enter_context(pop_dispatch_mode())
+    return stack
 
 
 def ignore_inside(model, reads):
-    """The bare model's own reads are its own affair."""
+    """The bare model's own reads are its own affair: it runs without the counters (flex attention compiles them in)."""
     inner = model.forward
 
     def forward(*args, **kwargs):
-        with reads.aside():
+        with reads.aside(), _unwatched(reads):
             return inner(*args, **kwargs)
 
     model.forward = forward

@@ -10,14 +10,7 @@ from diffcache import accelerate_model, accelerate_pipeline, restore
 
 from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, decisions, denoisers, sample
-
-
-def attributes(module: torch.nn.Module) -> dict[str, set[str]]:
-    return {name: set(part.__dict__) for name, part in module.named_modules()}
-
-
-def forward_hooks(module: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+from .states import attributes, forward_hooks
 
 
 @pytest.mark.parametrize("case", SKIPPING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from diffusers import (
     AnyFlowFARTransformer3DModel,
@@ -18,7 +20,7 @@ from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2K
 from torch.nn.attention.flex_attention import create_block_mask
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, constant, film, together, words
+from .base import TEXT, WORDS, Denoiser, film, together, words
 
 SMALL = dict(
     num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=TEXT, freq_dim=16, ffn_dim=32
@@ -55,6 +57,20 @@ def _flow_map(level: float):
         "timestep": torch.full((1, 3), 1000.0 * level),
         "r_timestep": torch.full((1, 3), 1000.0 * max(level - 0.1, 0.0)),
     }
+
+
+def _far() -> AnyFlowFARTransformer3DModel:
+    return AnyFlowFARTransformer3DModel(num_layers=2, rope_max_seq_len=32, chunk_partition=(1, 2), **SMALL)
+
+
+@cache
+def _far_mask(size: int):
+    """Made once, as users are told to: the model makes it anew at every call otherwise."""
+    return _far().build_attention_mask(chunk_partition=[1, 2], height=8, width=4 * size)
+
+
+def _chunks(seed: int, size: int):
+    return {"chunk_partition": [1, 2], "attention_mask": _far_mask(size)}
 
 
 def _reference(tokens: int, layers: int = 2) -> WanAnimate2KVCache:
@@ -143,9 +159,9 @@ WAN = {
         lambda: AnyFlowTransformer3DModel(num_layers=2, rope_max_seq_len=32, **SMALL), _frames_first, words, _flow_map
     ),
     "AnyFlowFARTransformer3DModel": Denoiser(
-        lambda: AnyFlowFARTransformer3DModel(num_layers=2, rope_max_seq_len=32, chunk_partition=(1, 2), **SMALL),
+        _far,
         _frames_first,
-        together(words, constant(chunk_partition=[1, 2])),
+        together(words, _chunks),
         _flow_map,
     ),
 }

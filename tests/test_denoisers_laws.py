@@ -1,0 +1,209 @@
+"""The laws on a tiny model of every transformer denoiser that diffusers exports, at sites output and body."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from diffcache import restore
+from diffcache.hooks.anatomy import find_block_lists
+from diffcache.hooks.passes import Replaying
+
+from .denoisers import DENOISERS
+from .denoisers.conformance import outcome
+from .denoisers.running import METHODS, STEPS, bare, equal, fresh, letters, method_on, model_of, run
+from .reads import Reads, ignore_inside, watched
+from .states import attributes, forward_hooks
+
+# trajectories of one or two steps, and steps that must be computed
+pytestmark = pytest.mark.filterwarnings("ignore:.*nothing was skipped")
+
+classes = pytest.mark.parametrize("name", DENOISERS)
+sites = pytest.mark.parametrize("site", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def _accepted(request):
+    """A class that refuses a site is named in docs/support.md; there is nothing to check then."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is not None and {"name", "site"} <= set(parameters.params):
+        reason = outcome(parameters.params["name"], parameters.params["site"]).refusal
+        if reason is not None:
+            pytest.skip(reason)
+
+
+@sites
+@classes
+def test_law_1_never_skipping_is_bit_identical(name, site):
+    assert outcome(name, site).exact
+
+
+@sites
+@classes
+def test_law_2_restore_leaves_nothing(name, site):
+    wanted, model = bare(name), model_of(name)
+    before = attributes(model)
+    with method_on(name, site):
+        run(name)
+        assert "c" in letters(model)
+        restore(model)
+        assert attributes(model) == before
+        assert forward_hooks(model) == 0
+    assert equal(run(name), wanted)
+
+
+@sites
+@classes
+def test_law_3_no_state_crosses_trajectories_or_shapes(name, site):
+    (outputs, decided), (others, _) = fresh(name, site), fresh(name, site, 1, 2)
+    with method_on(name, site) as model:
+        assert equal(run(name, seed=1, size=2), others)
+        assert equal(run(name), outputs)
+        assert letters(model) == decided
+
+
+@sites
+@classes
+def test_law_3_a_new_shape_in_mid_trajectory_recomputes(name, site):
+    wider, due = DENOISERS[name].trajectory(0, 2), fresh(name, site)[1].index("c")
+
+    def widened(step, arguments):
+        return wider(1.0 - step / STEPS) if step >= due else arguments
+
+    with method_on(name, site) as model:
+        outputs = run(name, before=widened)
+        decided = {segment.decisions[due] for segment in model.diffcache.stats().segments}
+    assert decided <= {"F", "-"}  # other conditioning, or sizes among the arguments: another branch
+    assert equal(outputs[due : due + 1], bare(name, 0, 2)[due : due + 1])
+
+
+@sites
+@classes
+def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted_one(name, site):
+    reads, per_step = Reads(), []
+    model = ignore_inside(model_of(name), reads)
+
+    def note(step, arguments):
+        per_step.append(reads.count)
+        return arguments
+
+    try:
+        with method_on(name, site):
+            run(name, steps=1)  # a model's first step proves its body, with a read of its own
+            with watched(reads):
+                run(name, before=note)
+            decided = letters(model)
+    finally:
+        del model.forward
+    counts = [b - a for a, b in zip(per_step, [*per_step[1:], reads.count], strict=True)]
+    assert "c" in decided
+    assert all(count <= (letter == "F") for letter, count in zip(decided, counts, strict=True)), (decided, counts)
+
+
+@sites
+@classes
+def test_law_5_no_prediction_comes_from_what_is_not_finite(name, site):
+    clean, decided = fresh(name, site)
+    due = decided.index("c")
+
+    def poisoned(step, arguments):
+        return {**arguments, **_broken(name, arguments)} if step == due - 1 else arguments
+
+    with method_on(name, site) as model:
+        run(name, steps=1)
+        outputs = run(name, before=poisoned)
+        assert not all(part.isfinite().all() for part in outputs[due - 1])
+        assert letters(model)[due] == "F"
+        assert equal(outputs[due : due + 1], bare(name)[due : due + 1])
+        assert equal(run(name), clean)
+
+
+def _broken(name, arguments):
+    """The noisy inputs with a value that is not finite."""
+
+    def spoil(value):
+        if isinstance(value, (list, tuple)):
+            return type(value)(spoil(part) for part in value)
+        value = value.clone()
+        value.view(-1)[0] = math.nan
+        return value
+
+    return {key: spoil(arguments[key]) for key in DENOISERS[name].noisy(0, 1)}
+
+
+class Stop(Exception):
+    pass
+
+
+@sites
+@classes
+def test_law_5_an_exception_leaves_the_next_generation_clean(name, site):
+    def fail(*_):
+        raise Stop
+
+    def breaking(step, arguments):
+        if step == STEPS - 1:  # which is computed
+            handles.extend(b.register_forward_pre_hook(fail) for bs in find_block_lists(model).values() for b in bs)
+        return arguments
+
+    handles, (clean, _) = [], fresh(name, site)
+    with method_on(name, site) as model:
+        with pytest.raises(Stop):
+            run(name, seed=1, before=breaking)
+        for handle in handles:
+            handle.remove()
+        assert equal(run(name), clean)
+
+
+@sites
+@classes
+def test_law_6_constant_input_reproduces_the_dense_output(name, site):
+    found = outcome(name, site)
+    assert found.skipped
+    assert found.deviation <= 1e-5
+
+
+#: what the model adds between or after its blocks, so that passing its input through them does not give the base
+ADDS = {
+    "ConsisIDTransformer3DModel": "face features",
+    "LatteTransformer3DModel": "positions in time",
+    "LongCatAudioDiTTransformer": "the embedding once more, after the blocks",
+    "WanAnimateTransformer3DModel": "face features",
+    "WanVACETransformer3DModel": "hints of the control branch",
+}
+
+
+class Idle(Replaying):
+    """A replay with nothing to add; notes how far the model's own value is from the base."""
+
+    def __init__(self, plan, residuals):
+        super().__init__(plan, residuals)
+        self.distances = []
+
+    def exit(self, index, value):
+        if self._armed[index] and self._values is not None:
+            self.distances.append(float((value - self._values[index]).abs().max()))
+        return super().exit(index, value)
+
+
+@pytest.mark.parametrize("name", [name for name in DENOISERS if name not in ADDS])
+def test_the_base_of_the_body_is_what_stands_at_its_end_when_no_block_changes_anything(name):
+    if outcome(name, "body").refusal is not None:
+        pytest.skip("refused")
+    with method_on(name, "body") as model:
+        run(name, steps=2)
+        ((_, hook),) = model.diffcache.hooks.values()
+        body, arguments = hook.site.body, DENOISERS[name].trajectory()(0.5)
+        if not body.plan.exits:
+            return  # the last block's own results: its input and output are one stream
+        forward = partial(hook.fn_ref.original_forward, **arguments)
+        with torch.no_grad():
+            _, residuals = body.compute(forward)
+            idle = Idle(body.plan, [torch.zeros_like(residual) for residual in residuals])
+            with body._during(idle):
+                forward()
+    assert idle.distances
+    assert max(idle.distances) == 0.0
