@@ -13,8 +13,10 @@ from diffcache.hooks.anatomy import find_block_lists
 from diffcache.hooks.passes import Replaying
 
 from .denoisers import DENOISERS
+from .denoisers.base import TEXT
 from .denoisers.conformance import outcome
 from .denoisers.running import METHODS, STEPS, bare, equal, fresh, letters, method_on, model_of, run
+from .models import normal
 from .reads import Reads, ignore_inside, watched
 from .states import attributes, forward_hooks
 
@@ -193,17 +195,38 @@ class Idle(Replaying):
 def test_the_base_of_the_body_is_what_stands_at_its_end_when_no_block_changes_anything(name):
     if outcome(name, "body").refusal is not None:
         pytest.skip("refused")
-    with method_on(name, "body") as model:
-        run(name, steps=2)
+    _check_base(name, DENOISERS[name].trajectory()(0.5))
+
+
+#: classes with as many text tokens as picture tokens
+ALIKE = {
+    "SD3Transformer2DModel": 8,
+    "CogView3PlusTransformer2DModel": 8,
+    "CogView4Transformer2DModel": 8,
+    "QwenImageTransformer2DModel": 8,
+    "EasyAnimateTransformer3DModel": 24,
+    "JoyImageEditTransformer3DModel": 24,
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_streams_of_one_shape_are_not_mistaken_for_each_other(name):
+    arguments = DENOISERS[name].trajectory()(0.5)
+    text = {"encoder_hidden_states": normal(1, ALIKE[name], TEXT, seed=1)}
+    if "encoder_hidden_states_mask" in arguments:
+        text["encoder_hidden_states_mask"] = torch.ones(1, ALIKE[name], dtype=torch.bool)
+    _check_base(name, {**arguments, **text})
+
+
+def _check_base(name, arguments):
+    with method_on(name, "body") as model, torch.no_grad():
         ((_, hook),) = model.diffcache.hooks.values()
-        body, arguments = hook.site.body, DENOISERS[name].trajectory()(0.5)
+        body, forward = hook.site.body, partial(hook.fn_ref.original_forward, **arguments)
+        _, residuals = body.compute(forward)
         if not body.plan.exits:
             return  # the last block's own results: its input and output are one stream
-        forward = partial(hook.fn_ref.original_forward, **arguments)
-        with torch.no_grad():
-            _, residuals = body.compute(forward)
-            idle = Idle(body.plan, [torch.zeros_like(residual) for residual in residuals])
-            with body._during(idle):
-                forward()
+        idle = Idle(body.plan, [torch.zeros_like(residual) for residual in residuals])
+        with body._during(idle):
+            forward()
     assert idle.distances
     assert max(idle.distances) == 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Exploring:
         self.entries: dict[str, Visit] = {}
         self.passages: dict[nn.Module, Passage] = {}
         self.calls: dict[nn.Module, int] = {}
+        self._links: dict[tuple[type[nn.Module], int], dict[int, str]] = {}
         self.last: Visit | None = None
         self.arrivals: list[Arrival] = []
 
@@ -66,9 +67,11 @@ class Exploring:
         finally:
             for handle in handles:
                 handle.remove()
+        self._relink()
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         streams = named_tensors(block, args, kwargs)
+        self._link(block, streams)
         output = forward(*args, **kwargs)
         passage, parts = trace(block, streams, output)
         self.last = Visit(block, streams, parts, passage)
@@ -77,6 +80,25 @@ class Exploring:
         self.calls[block] = self.calls.get(block, 0) + 1
         self.arrivals.clear()
         return output
+
+    def _link(self, block: nn.Module, streams: Mapping[str, Tensor]) -> None:
+        """Results that the next block of the class receives as they are: surer than shapes, which may be alike."""
+        if self.last is None or type(block) is not type(self.last.block):
+            return
+        for index, part in enumerate(self.last.parts):
+            name = next((name for name, stream in streams.items() if stream is part), None)
+            if name is not None:
+                kind = type(block), len(self.last.parts)  # a last block may return fewer
+                self._links.setdefault(kind, {})[index] = name
+
+    def _relink(self) -> None:
+        for block, passage in self.passages.items():
+            links = self._links.get((type(block), len(passage.sources)), {})
+            sources = tuple(links.get(i, source) for i, source in enumerate(passage.sources))
+            if len(set(sources)) == len(sources):
+                self.passages[block] = replace(passage, sources=sources)
+        if self.last is not None:
+            self.last = replace(self.last, passage=self.passages[self.last.block])
 
     def exit(self, index: int, value: Tensor) -> Tensor:
         return value
@@ -104,7 +126,8 @@ def _part_of(value: Tensor, parts: list[Tensor]) -> tuple[int, ...] | None:
             return (index,)
     for pair in [(0, 1), (1, 0)] if len(parts) == 2 and parts[0].dim() == 3 else []:
         a, b = (parts[i] for i in pair)
-        if a.shape[::2] == b.shape[::2] and _same(value, torch.cat([a, b], dim=1)):
+        joined = (a.shape[0], a.shape[1] + b.shape[1], a.shape[2])
+        if a.shape[::2] == b.shape[::2] and value.shape == joined and _same(value, torch.cat([a, b], dim=1)):
             return pair
     return None
 
