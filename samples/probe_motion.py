@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from motions import CLIP_FRAMES, find_clips
+from motions import clip_frames, find_clips
 from safetensors.torch import load_file, save_file
 from torch import nn
 from training import to_pixels
@@ -44,7 +44,7 @@ class RealClips:
         self.starts, self.motion = find_clips(folder)
 
     def clips(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        frames = self.rgb[self.starts[index][:, None] + np.arange(CLIP_FRAMES)]
+        frames = self.rgb[clip_frames(self.starts[index], self.motion[index])]
         return to_pixels(frames), torch.from_numpy(self.motion[index])
 
     def balanced(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +53,7 @@ class RealClips:
 
 
 #: what each motion looks like in a mirror: left and right change places
-MIRRORED = torch.tensor([1, 0, 2, 3, 5, 4])
+MIRRORED = torch.tensor([1, 0, 2, 3])
 
 
 def mirror(clips: torch.Tensor, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

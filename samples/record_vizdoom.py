@@ -34,8 +34,9 @@ ACTIONS = "NFBLRAD"  # nothing, forward, backward, turn left, turn right, strafe
 BUTTONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "TURN_LEFT", "TURN_RIGHT", "MOVE_LEFT", "MOVE_RIGHT")
 POLICIES = {  # how often each of ACTIONS is chosen
     "play": (0.03, 0.33, 0.09, 0.19, 0.19, 0.085, 0.085),  # what a player does, for tiny-world
-    "motions": (0.0, 0.2, 0.22, 0.09, 0.09, 0.2, 0.2),  # every motion about equally often, for tiny-wan
+    "motions": (0.0, 0.3, 0.3, 0.2, 0.2, 0.0, 0.0),  # turns and walks, for tiny-wan
 }
+HOLD = {"play": (4, 20), "motions": (10, 28)}  # frames for which an action is held
 HEIGHT, WIDTH, EPISODE_FRAMES, DEPTH_GAIN = 48, 64, 400, 4.0
 TICS = {"play": 2, "motions": 1}  # game tics per recorded frame
 FIELDS = ("rgb", "depth", "action", "pose", "episode")
@@ -75,8 +76,8 @@ def downscale(rgb: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarra
 class StickyPolicy:
     """Holds a random action for several frames; turns away when walking does not move the player."""
 
-    def __init__(self, rng: np.random.Generator, preference: tuple[float, ...]):
-        self.rng, self.preference, self.action, self.left = rng, preference, 0, 0
+    def __init__(self, rng: np.random.Generator, preference: tuple[float, ...], hold: tuple[int, int]):
+        self.rng, self.preference, self.hold, self.action, self.left = rng, preference, hold, 0, 0
 
     def __call__(self, moved: float) -> int:
         walking = ACTIONS[self.action] in "FBAD"
@@ -84,7 +85,7 @@ class StickyPolicy:
             self.action, self.left = int(self.rng.choice([3, 4])), int(self.rng.integers(6, 16))
         elif self.left <= 0:
             self.action = int(self.rng.choice(len(ACTIONS), p=self.preference))
-            self.left = int(self.rng.integers(4, 20))
+            self.left = int(self.rng.integers(*self.hold))
         self.left -= 1
         return self.action
 
@@ -92,7 +93,7 @@ class StickyPolicy:
 def record_episode(game, rng: np.random.Generator, policy: str, number: int) -> dict[str, np.ndarray]:
     """Play one episode of at most ``EPISODE_FRAMES`` frames."""
     game.new_episode()
-    player, rows, moved = StickyPolicy(rng, POLICIES[policy]), [], 9.0
+    player, rows, moved = StickyPolicy(rng, POLICIES[policy], HOLD[policy]), [], 9.0
     while len(rows) < EPISODE_FRAMES and not game.is_episode_finished():
         state = game.get_state()
         pose = np.asarray(state.game_variables, np.float32)

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
-from motions import find_clips
+from motions import STRIDES, find_clips
 from torch import nn
 from training import Trainer, encode_pairs, fit_autoencoder, following, make_optimizers, noised
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from diffcache.zoo.autoencoder import AutoencoderBlockPCA
 from diffcache.zoo.wan import MAX_SEQUENCE_LENGTH, MOTIONS, make_tokenizer
 
 FRAMES, Z_DIM, HEADS, HEAD_DIM, LAYERS, TEXT_DIM = 5, 48, 4, 48, 6, 64
@@ -76,7 +77,7 @@ class Clips:
         rgb = np.load(folder / "rgb.npy", mmap_mode="r")
         starts, motion = find_clips(folder)
         self.first = encode_pairs(vae, rgb[starts], rgb[starts])
-        self.pairs = encode_pairs(vae, rgb, following(rgb))
+        self.pairs = {stride: encode_pairs(vae, rgb, following(rgb, stride)) for stride in set(STRIDES)}
         self.starts = torch.from_numpy(starts)
         self.members = [torch.from_numpy(np.flatnonzero(motion == k)) for k in range(len(MOTIONS))]
         prompts = [prompt for variants in MOTIONS.values() for prompt in variants] + [""]
@@ -85,25 +86,49 @@ class Clips:
         self.variants = len(next(iter(MOTIONS.values())))
         print("clips per motion:", [len(m) for m in self.members], flush=True)
 
+    def _rest(self, stride: int, clip: torch.Tensor) -> torch.Tensor:
+        """Latent frames 1 to FRAMES - 1 of a causal clip: the second one holds clip frames 1 and 2, and so on."""
+        return self.pairs[stride][self.starts[clip] + stride * (1 + 2 * torch.arange(FRAMES - 1))]
+
     def batch(self, size: int, dropout: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents (size, Z_DIM, FRAMES, H, W), token ids and mask; a share of ``dropout`` has the empty prompt."""
         motion = torch.randint(len(MOTIONS), (size,))
         chosen = torch.stack([self.members[k][torch.randint(len(self.members[k]), ())] for k in motion.tolist()])
-        # Pair n + 1 holds frames n + 1 and n + 2, the second latent frame of a causal clip that starts at n.
-        rest = self.pairs[self.starts[chosen][:, None] + 1 + 2 * torch.arange(FRAMES - 1)]
+        rest = torch.stack([self._rest(STRIDES[k], n) for k, n in zip(motion.tolist(), chosen, strict=True)])
         latents = torch.cat([self.first[chosen][:, None], rest], 1).float().transpose(1, 2).contiguous()
         prompt = motion * self.variants + torch.randint(self.variants, (size,))
         prompt[torch.rand(size) < dropout] = len(self.ids) - 1
         return latents, self.ids[prompt], self.mask[prompt]
 
 
+def start_from(run: Path, model: TextToVideo, tokenizer) -> None:
+    """Take over the weights of another run, and its word embeddings for the words that both runs know."""
+    model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(run / "transformer").state_dict())
+    old = UMT5EncoderModel.from_pretrained(run / "text_encoder").state_dict()
+    known = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer").get_vocab()
+    shared = [(index, known[word]) for word, index in tokenizer.get_vocab().items() if word in known]
+    new = model.text_encoder.state_dict()
+    for name, value in old.items():
+        if value.shape == new[name].shape:
+            new[name] = value
+        else:
+            rows, from_rows = (list(part) for part in zip(*shared, strict=True))
+            new[name][rows] = value[from_rows]
+    model.text_encoder.load_state_dict(new)
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    vae = fit_autoencoder(np.load(args.data / "train" / "rgb.npy", mmap_mode="r"), Z_DIM, causal=True)
+    if args.init is not None:
+        vae = AutoencoderBlockPCA.from_pretrained(args.init / "vae")
+    else:
+        vae = fit_autoencoder(np.load(args.data / "train" / "rgb.npy", mmap_mode="r"), Z_DIM, causal=True)
     vae.save_pretrained(args.out / "vae")
     tokenizer.save_pretrained(args.out / "tokenizer")
     clips, model = Clips(args.data / "train", vae, tokenizer), TextToVideo(len(tokenizer))
+    if args.init is not None:
+        start_from(args.init, model, tokenizer)
     optimizers = make_optimizers(model, lambda n: "transformer.blocks" in n, args.lr)
     trainer = Trainer(model, optimizers, args.out, args.minutes)
     forward = torch.compile(model.transformer) if args.compile else model.transformer
@@ -127,6 +152,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--mean", type=float, default=0.3, help="mean of the logit-normal times")
+    parser.add_argument("--init", type=Path, help="folder of another run whose weights to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     train(parser.parse_args())

@@ -48,9 +48,9 @@ def encode_pairs(autoencoder: AutoencoderBlockPCA, frames: np.ndarray, second: n
     return torch.cat(parts)
 
 
-def following(frames: np.ndarray) -> np.ndarray:
-    """The array one frame later (the last frame stays)."""
-    return np.concatenate([frames[1:], frames[-1:]])
+def following(frames: np.ndarray, lag: int = 1) -> np.ndarray:
+    """The array ``lag`` frames later (the last frame stays)."""
+    return np.concatenate([frames[lag:], frames[-1:].repeat(lag, 0)])
 
 
 def window_starts(episode: np.ndarray, length: int) -> np.ndarray:

@@ -19,8 +19,8 @@ from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, walk_steps,
 def formula(output, batch, faithful=False, modalities=1, channel=1):
     """The docstring of WorldCacheConfig."""
     tokens = output.numel() // output.shape[channel]
-    per_token = (12 if faithful else 4) * tokens * modalities
-    return 3 * output.numel() * output.element_size() + per_token + 8 * batch * modalities
+    scalars = (12 * tokens + 8 * batch if faithful else 4 * tokens + 20 * batch) * modalities
+    return 3 * output.numel() * output.element_size() + scalars
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

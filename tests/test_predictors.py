@@ -105,6 +105,61 @@ def test_trend_never_accelerates():
         assert predict(Trend(share=0), y, [0, 1, 2], ahead).item() <= 4.0 + 3.0 * ahead + 1e-5
 
 
+def learned(values, times):
+    """The fit of the last computed step of a trajectory, each having seen the one before."""
+    predictor, history, fit, steps = Trend(feedback=True), History(3), None, []
+    for value, time in zip(values, times, strict=True):
+        history.push(value, float(time))
+        steps = [time, *steps][:3]
+        if len(history) == 3:
+            gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
+            fit = predictor.fit([measure(history.values, history.gaps, gaps, TokenLayout(-1))], fit)
+    return history, fit
+
+
+def miss(history, fit, ahead, truth):
+    coefficients = weights(fit.slopes(0, Horizon(float(ahead), float(ahead), 8)), history.gaps)
+    return (combine(history.values[: len(coefficients)], coefficients) - truth).norm().item()
+
+
+PATHS = {
+    "damped": lambda t: 1 - 0.7**t,
+    "straight": lambda t: 0.3 * t,
+    "speeding up": lambda t: 1.15**t - 1,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_feedback_ends_near_the_better_of_line_and_trend(path):
+    """Whatever the trajectory is like, a few computed steps teach which of the two to follow."""
+    start, direction = normal(1, 6, 8, seed=1), normal(1, 6, 8, seed=2)
+    at = lambda t: start + PATHS[path](t) * direction  # noqa: E731
+    times = [0, 1, 2, 4, 6, 8, 10]
+    history, fit = learned([at(t) for t in times], times)
+    truth = at(12)
+    values = [at(t) for t in times[-3:]]
+    line = (predict(Taylor(1), values[1:], times[-2:], 2) - truth).norm().item()
+    trend = (predict(Trend(), values, times[-3:], 2) - truth).norm().item()
+    assert miss(history, fit, 2, truth) <= 1.1 * min(line, trend) + 1e-5
+
+
+def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite():
+    damped, straight = PATHS["damped"], PATHS["straight"]
+    start, direction = normal(2, 6, 8, seed=1), normal(2, 6, 8, seed=2)
+
+    def at(t):
+        return torch.stack([start[0] + damped(t) * direction[0], start[1] + straight(t) * direction[1]])
+
+    times = [0, 1, 2, 4, 6, 8, 10, 12]
+    values = [at(t) for t in times]
+    _, fit = learned(values, times)
+    (trust,) = fit.trust
+    assert trust[0].item() > 0.5 >= trust[1].item()
+    values[3] = values[3] * float("nan")
+    _, fit = learned(values, times)
+    assert fit.trust[0].isfinite().all()
+
+
 def test_trend_with_infinite_share_has_one_ratio_a_sample():
     values = [normal(2, 9, 4, seed=s) for s in range(3)]
     _, _, fit = fitted(Trend(share=math.inf), values, [0, 1, 2])

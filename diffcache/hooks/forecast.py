@@ -61,13 +61,14 @@ class Forecast(Cache):
         for history, value in zip(self.histories, values, strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
-        self.fit, self.pending = None, None
+        before, self.fit, self.pending = self.fit, None, None
         if moment.ahead and len(self.steps) >= self.recipe.predictor.least:
-            self._prepare(moment.ahead, measured)
+            self._prepare(moment.ahead, measured, before)
 
-    def _prepare(self, ahead: Sequence[float], measured: Tensor | None) -> None:
+    def _prepare(self, ahead: Sequence[float], measured: Tensor | None, before: list[Fit] | None) -> None:
         moments = [self._moments(h, layout) for h, layout in zip(self.histories, self.layouts, strict=True)]
-        self.fit = [self.recipe.predictor.fit(group) for group in moments]
+        earlier = before or [None] * len(moments)
+        self.fit = [self.recipe.predictor.fit(*known) for known in zip(moments, earlier, strict=True)]
         horizon = self._horizons(ahead)
         slopes = [
             [fit.slopes(i, horizon) for i in range(len(group))] for fit, group in zip(self.fit, moments, strict=True)

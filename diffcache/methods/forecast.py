@@ -20,6 +20,7 @@ PREDICTORS: dict[str, Callable[[int], Predictor]] = {
     "linear": lambda order: Taylor(1),
     "taylor": Taylor,
     "hermite": lambda order: Hermite(),
+    "adaptive": lambda order: Trend(feedback=True),
     "hicache": ScaledHermite,
     "heterogeneous": lambda order: Heterogeneous(),
     "trend": lambda order: Trend(),
@@ -32,10 +33,12 @@ class ForecastConfig(MethodConfig):
 
     Memory of one branch: ``depth * numel(value) * element_size + 8 * batch`` bytes, where the value is the output or
     the body's residual and depth is 1 for ``reuse``, order + 1 for ``linear`` and ``taylor``, 3 for ``hermite``,
-    ``heterogeneous`` and ``trend``; ``heterogeneous`` adds 12 bytes a token and ``trend`` 4.
+    ``heterogeneous``, ``trend`` and ``adaptive``; ``heterogeneous`` adds 12 bytes a token, ``trend`` 4, ``adaptive`` 4
+    and 12 a sample.
 
     Args:
-        predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous``, ``trend`` or ``hicache``.
+        predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous``, ``trend``, ``adaptive`` (the
+            trend with feedback, as in ``worldcache``) or ``hicache``.
         order: degree of ``taylor`` and ``hicache``, 0 to 4.
         site: ``output``, ``body``, ``block`` or ``module``; the last two need a predictor that measures no tokens.
         axis: time axis of the predictor: ``index``, ``sigma`` or ``logsnr``.

@@ -28,9 +28,9 @@ class WorldCacheConfig(MethodConfig):
     Faithful: per token reuse / linear / Hermite blend by curvature quantiles, and chaotic-prioritised adaptive
     skipping. ``computed`` and ``alpha`` have no effect there; warmup 10, max_skip 2, threshold 0.2 are its defaults.
 
-    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 8 * batch * modalities``
-    bytes (three outputs, one fp32 ratio a token, two variances a sample); faithful: ``12 * tokens * modalities`` in
-    place of ``4 * tokens * modalities``.
+    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 20 * batch * modalities``
+    bytes (three outputs, one fp32 ratio a token, two variances and three numbers of feedback a sample); faithful:
+    ``12 * tokens * modalities + 8 * batch * modalities`` behind the outputs.
 
     Args:
         warmup: first steps computed (None: 3, faithful 10).
@@ -41,6 +41,8 @@ class WorldCacheConfig(MethodConfig):
         threshold: None: 0.3, faithful 0.2. Default: largest relative error that a prediction may be expected to
             have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
         share: how far a token's damping is pulled towards its sample's (see Trend).
+        feedback: measure at each computed step how far the damping held, per sample, and lean towards a straight line
+            where it did not.
         stable, chaotic: quantiles of the faithful grouping, 0 <= stable <= chaotic <= 1.
         axis: time axis of the predictor (faithful: always ``index``).
         modalities: channel widths of stacked modalities, e.g. (16, 16, 24) for Aether's RGB, depth and raymap.
@@ -61,6 +63,7 @@ class WorldCacheConfig(MethodConfig):
     alpha: float = 1.5
     threshold: float = None  # type: ignore[assignment]
     share: float = 1.0
+    feedback: bool = True
     stable: float = 0.3
     chaotic: float = 0.6
     axis: str = "index"
@@ -83,6 +86,8 @@ class WorldCacheConfig(MethodConfig):
         check_number("alpha", self.alpha, 0.1, 10, whole=False)
         check_number("threshold", self.threshold, 0, math.inf, whole=False)
         check_number("share", self.share, 0, math.inf, whole=False)
+        if not isinstance(self.feedback, bool):
+            raise ConfigError(f"feedback: {self.feedback!r} is out of range, must be true or false")
         check_number("stable", self.stable, 0, 1, whole=False)
         check_number("chaotic", self.chaotic, 0, 1, whole=False)
         if self.stable > self.chaotic:
@@ -111,7 +116,7 @@ class WorldCacheConfig(MethodConfig):
         )
 
     def _recipe(self) -> Recipe:
-        predictor = Trend(self.share)
+        predictor = Trend(self.share, self.feedback)
         warmup = self._warmup(predictor)
         return Recipe(
             self.method,

@@ -51,8 +51,13 @@ class Predictor(ABC):
     static: bool = False
 
     @abstractmethod
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        """Fix the coefficients from the moments of each modality. Tensor maths only: no host synchronisation."""
+    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> Fit:
+        """Fix the coefficients from the moments of each modality. Tensor maths only: no host synchronisation.
+
+        Args:
+            moments: of each modality.
+            before: the fit of the computed step before, for predictors that learn from how it did.
+        """
 
 
 def weights(slopes: Sequence[Slope], gaps: Sequence[float]) -> list[Slope]:

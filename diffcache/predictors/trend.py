@@ -23,16 +23,59 @@ class Trend(Predictor):
         share: 0 measures each token alone; larger values pull a token's ratio towards its sample's, with the weight
             of that many average tokens (a token with little motion says little about its own ratio). ``inf``
             gives one ratio per sample.
+        feedback: compare each run with what the damped trend and the straight line had foretold, and go between them
+            where the truth was, per sample.
     """
 
     depth = 3
     least = 3
 
-    def __init__(self, share: float = 1.0) -> None:
-        self.share = share
+    def __init__(self, share: float = 1.0, feedback: bool = False) -> None:
+        self.share, self.feedback = share, feedback
 
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        return _TrendFit(tuple(_ratio(m, self.share) for m in moments), tuple(_unit(m) for m in moments))
+    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> Fit:
+        ratios = tuple(_ratio(m, self.share) for m in moments)
+        units = tuple(_unit(m) for m in moments)
+        if not self.feedback:
+            return TrendFit(ratios, units)
+        known = before if isinstance(before, TrendFit) else None
+        evidence = tuple(_evidence(m, known, i) for i, m in enumerate(moments))
+        return TrendFit(ratios, units, tuple(_trust(e) for e in evidence), evidence)
+
+
+#: how much of the evidence is kept at the next computed step
+MEMORY = 0.8
+#: trust before anything was measured, and the weight of that as evidence
+START, PRIOR = 0.5, 0.1
+#: how far beyond the straight line a sample may go that speeds up
+BEYOND = -0.5
+
+
+def _evidence(moments: Moments, before: TrendFit | None, modality: int) -> Tensor:
+    """Sums that tell how far towards the damped trend, away from a straight line, the last run really went.
+
+    The last run predicted a move ``b * v2`` for what turned out to be ``d * v1``. Between the line (b = d) and the
+    trend, the share w with the least squared error over a sample's tokens is ``num / den``; both are inner products
+    that are known. In units of the line's own move, so that steps of all sizes count alike. Shape ``[2, batch, 1...]``.
+    """
+    gap = moments.gaps[0]
+    along, old = moments.gram[1, 2], moments.gram[2, 2]
+    inner = tuple(range(1, along.dim()))
+    if before is None:
+        zero = old.sum(inner, keepdim=True) * 0.0
+        return torch.stack([zero, zero])
+    bend = before.damped(modality, gap) - gap
+    size = (gap * gap * old).sum(inner, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    num = (bend * gap * (along - old)).sum(inner, keepdim=True) / size
+    den = (bend * bend * old).sum(inner, keepdim=True) / size
+    # What is not finite says nothing, and must not stay.
+    return MEMORY * before.evidence[modality] + torch.stack([num, den]).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _trust(evidence: Tensor) -> Tensor:
+    """Weight of the damped trend against the straight line, per sample: 1 is damped, 0 straight, below 0 speeds up."""
+    num, den = evidence.unbind()
+    return ((START * PRIOR + num) / (PRIOR + den)).clamp(BEYOND, 1.0)
 
 
 def _unit(moments: Moments) -> float:
@@ -54,13 +97,24 @@ def _ratio(moments: Moments, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _TrendFit(Fit):
+class TrendFit(Fit):
+    """One damping per token; with feedback, one trust in it per sample (and the evidence for that)."""
+
     ratio: tuple[Tensor, ...]
     unit: tuple[float, ...]
+    trust: tuple[Tensor, ...] = ()
+    evidence: tuple[Tensor, ...] = ()
 
     def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        r, unit = self.ratio[modality], self.unit[modality]
-        return (unit * geometric(r, horizon.time / unit),)
+        damped = self.damped(modality, horizon.time)
+        if not self.trust:
+            return (damped,)
+        return (horizon.time + self.trust[modality] * (damped - horizon.time),)
+
+    def damped(self, modality: int, time: Slope) -> Slope:
+        """The slope of the damped trend alone."""
+        unit = self.unit[modality]
+        return unit * geometric(self.ratio[modality], time / unit)
 
 
 def geometric(ratio: Tensor, count: Slope) -> Tensor:

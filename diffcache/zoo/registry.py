@@ -56,7 +56,7 @@ _ENTRIES = (
         EMBEDDED,
         "WanPipeline",
         "text-to-video",
-        "ViZDoom clips of six motions named by the prompt (Wan transformer)",
+        "ViZDoom clips of four motions named by the prompt (Wan transformer)",
         48,
         64,
         9,

@@ -1,4 +1,4 @@
-"""tiny-wan: a small Wan text-to-video model for the real ``WanPipeline``; its prompts name one of six motions."""
+"""tiny-wan: a small Wan text-to-video model for the real ``WanPipeline``; its prompts name one of four motions."""
 
 from __future__ import annotations
 
@@ -24,20 +24,6 @@ MOTIONS: dict[str, tuple[str, ...]] = {
         "walking backward",
         "a walk backward",
         "moves straight back",
-    ),
-    "steps left": (
-        "steps left",
-        "the player steps left",
-        "stepping left",
-        "a step to the left",
-        "strafes to the left",
-    ),
-    "steps right": (
-        "steps right",
-        "the player steps right",
-        "stepping right",
-        "a step to the right",
-        "strafes to the right",
     ),
 }
 """Motion to the prompts it was trained with; the first one is the motion's name."""
