@@ -21,7 +21,10 @@ from .reads import Reads, ignore_inside, watched
 from .states import attributes, forward_hooks
 
 # trajectories of one or two steps, and steps that must be computed
-pytestmark = pytest.mark.filterwarnings("ignore:.*nothing was skipped")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*nothing was skipped"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without"),
+]
 
 classes = pytest.mark.parametrize("name", DENOISERS)
 sites = pytest.mark.parametrize("site", METHODS)

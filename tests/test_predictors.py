@@ -113,7 +113,8 @@ def learned(values, times):
         steps = [time, *steps][:3]
         if len(history) == 3:
             gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
-            fit = predictor.fit([measure(history.values, history.gaps, gaps, TokenLayout(-1))], fit)
+            moments = [measure(history.values, history.gaps, gaps, TokenLayout(-1))]
+            fit = predictor.fit(moments) if fit is None else predictor.refit(moments, fit)[0]
     return history, fit
 
 

@@ -55,20 +55,27 @@ class Forecast(Cache):
 
     def record(self, values: Sequence[Tensor], moment: Moment) -> None:
         """Store the values of a computed step, all on one device, and prepare the coming run."""
-        measured = self._error(values, moment) if moment.error else None
+        before, old_step = self.fit, self.steps[0] if self.steps else moment.step
+        measured = self._error(values, moment) if moment.error and not self.recipe.predictor.knows_error else None
         if not self.histories:
             self.histories = [History(self.recipe.predictor.depth) for _ in values]
         for history, value in zip(self.histories, values, strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
-        before, self.fit, self.pending = self.fit, None, None
+        self.fit, self.pending = None, None
         if moment.ahead and len(self.steps) >= self.recipe.predictor.least:
-            self._prepare(moment.ahead, measured, before)
+            self._prepare(moment.ahead, measured, before, wanted=moment.error and moment.step - old_step > 1)
 
-    def _prepare(self, ahead: Sequence[float], measured: Tensor | None, before: list[Fit] | None) -> None:
+    def _prepare(self, ahead: Sequence[float], measured: Tensor | None, before: list[Fit] | None, wanted: bool) -> None:
         moments = [self._moments(h, layout) for h, layout in zip(self.histories, self.layouts, strict=True)]
-        earlier = before or [None] * len(moments)
-        self.fit = [self.recipe.predictor.fit(*known) for known in zip(moments, earlier, strict=True)]
+        predictor = self.recipe.predictor
+        if before is None:
+            self.fit = [predictor.fit(group) for group in moments]
+        else:
+            known = [predictor.refit(group, old) for group, old in zip(moments, before, strict=True)]
+            self.fit, errors = [fit for fit, _ in known], [error for _, error in known]
+            if wanted and predictor.knows_error:
+                measured = errors[0] if len(errors) == 1 else torch.stack(errors).amax()
         horizon = self._horizons(ahead)
         slopes = [
             [fit.slopes(i, horizon) for i in range(len(group))] for fit, group in zip(self.fit, moments, strict=True)

@@ -44,20 +44,26 @@ class Predictor(ABC):
         least: fewest outputs with which it can predict.
         static: whether its coefficients follow from times alone, without moments: see
             :class:`~diffcache.predictors.static.Static`.
+        knows_error: whether :meth:`refit` tells the error.
     """
 
     depth: int = 1
     least: int = 1
     static: bool = False
+    knows_error: bool = False
 
     @abstractmethod
-    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> Fit:
-        """Fix the coefficients from the moments of each modality. Tensor maths only: no host synchronisation.
+    def fit(self, moments: Sequence[Moments]) -> Fit:
+        """Fix the coefficients from the moments of each modality. Tensor maths only: no host synchronisation."""
 
-        Args:
-            moments: of each modality.
-            before: the fit of the computed step before, for predictors that learn from how it did.
+    def refit(self, moments: Sequence[Moments], before: Fit) -> tuple[Fit, Tensor | None]:
+        """As :meth:`fit`, knowing the fit of the computed step before; and what that one was wrong by here.
+
+        Returns:
+            The fit, and the relative error (RMS over RMS, the worst sample and modality; a scalar) of the prediction
+            that ``before`` would have made for the newest value. None if the predictor cannot tell from moments.
         """
+        return self.fit(moments), None
 
 
 def weights(slopes: Sequence[Slope], gaps: Sequence[float]) -> list[Slope]:

@@ -56,7 +56,7 @@ class Heterogeneous(Predictor):
     def __init__(self, stable: float = 0.3, chaotic: float = 0.6) -> None:
         self.levels = (stable, chaotic)
 
-    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> HeterogeneousFit:
+    def fit(self, moments: Sequence[Moments]) -> HeterogeneousFit:
         scores = [curvature(m) for m in moments]
         ranked = [m.tokens(score) for m, score in zip(moments, scores, strict=True)]
         low, high = pooled_quantiles(ranked, self.levels).unbind()

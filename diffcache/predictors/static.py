@@ -38,7 +38,7 @@ class Static(Predictor):
             raise ValueError(f"gaps: {type(self).__name__} needs {self.least} stored values, got {len(gaps) + 1}")
         return weights(self.slopes(gaps, horizon), gaps)
 
-    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> Fit:
+    def fit(self, moments: Sequence[Moments]) -> Fit:
         return _StaticFit(self, moments[0].gaps)
 
 

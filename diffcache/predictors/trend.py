@@ -29,18 +29,29 @@ class Trend(Predictor):
 
     depth = 3
     least = 3
+    knows_error = True
 
     def __init__(self, share: float = 1.0, feedback: bool = False) -> None:
         self.share, self.feedback = share, feedback
 
-    def fit(self, moments: Sequence[Moments], before: Fit | None = None) -> Fit:
-        ratios = tuple(_ratio(m, self.share) for m in moments)
-        units = tuple(_unit(m) for m in moments)
+    def fit(self, moments: Sequence[Moments]) -> TrendFit:
+        ratio, unit = tuple(_ratio(m, self.share) for m in moments), tuple(_unit(m) for m in moments)
         if not self.feedback:
-            return TrendFit(ratios, units)
-        known = before if isinstance(before, TrendFit) else None
-        evidence = tuple(_evidence(m, known, i) for i, m in enumerate(moments))
-        return TrendFit(ratios, units, tuple(_trust(e) for e in evidence), evidence)
+            return TrendFit(ratio, unit)
+        evidence = tuple(
+            torch.zeros((2, *_per_sample(m.gram[0, 0]).shape), device=r.device) for m, r in zip(moments, ratio)
+        )
+        return TrendFit(ratio, unit, tuple(_trust(e) for e in evidence), evidence)
+
+    def refit(self, moments: Sequence[Moments], before: Fit) -> tuple[TrendFit, Tensor]:
+        ratio, unit = tuple(_ratio(m, self.share) for m in moments), tuple(_unit(m) for m in moments)
+        assert isinstance(before, TrendFit)
+        runs = [_Run.of(m, before, i) for i, m in enumerate(moments)]
+        error = torch.stack([run.error for run in runs]).amax()
+        if not self.feedback:
+            return TrendFit(ratio, unit), error
+        evidence = tuple(MEMORY * old + run.evidence for old, run in zip(before.evidence, runs, strict=True))
+        return TrendFit(ratio, unit, tuple(_trust(e) for e in evidence), evidence), error
 
 
 #: how much of the evidence is kept at the next computed step
@@ -51,25 +62,44 @@ START, PRIOR = 0.5, 0.1
 BEYOND = -0.5
 
 
-def _evidence(moments: Moments, before: TrendFit | None, modality: int) -> Tensor:
-    """Sums that tell how far towards the damped trend, away from a straight line, the last run really went.
+@dataclass(frozen=True)
+class _Run:
+    """How the last run went: it predicted a move ``b * v2`` for what turned out to be ``d * v1``.
 
-    The last run predicted a move ``b * v2`` for what turned out to be ``d * v1``. Between the line (b = d) and the
-    trend, the share w with the least squared error over a sample's tokens is ``num / den``; both are inner products
-    that are known. In units of the line's own move, so that steps of all sizes count alike. Shape ``[2, batch, 1...]``.
+    Attributes:
+        evidence: ``(num, den)`` of each sample. Between the straight line (b = d) and the damped trend, the share with
+            the least squared error over the sample's tokens is num / den, in units of the line's own move, so that
+            steps of all sizes count alike. Shape ``[2, batch, 1...]``.
+        error: relative error of the prediction, the worst sample; a scalar.
     """
-    gap = moments.gaps[0]
-    along, old = moments.gram[1, 2], moments.gram[2, 2]
-    inner = tuple(range(1, along.dim()))
-    if before is None:
-        zero = old.sum(inner, keepdim=True) * 0.0
-        return torch.stack([zero, zero])
-    bend = before.damped(modality, gap) - gap
-    size = (gap * gap * old).sum(inner, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    num = (bend * gap * (along - old)).sum(inner, keepdim=True) / size
-    den = (bend * bend * old).sum(inner, keepdim=True) / size
-    # What is not finite says nothing, and must not stay.
-    return MEMORY * before.evidence[modality] + torch.stack([num, den]).nan_to_num(0.0, 0.0, 0.0)
+
+    evidence: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, before: TrendFit, modality: int) -> _Run:
+        gap, tiny = moments.gaps[0], torch.finfo(torch.float32).tiny
+        truth, along, old = moments.gram[1, 1], moments.gram[1, 2], moments.gram[2, 2]
+        bend = before.damped(modality, gap) - gap
+        slope = gap + before.trust[modality] * bend if before.trust else gap + bend
+        parts = torch.stack(
+            [
+                bend * gap * (along - old),
+                bend * bend * old,
+                gap * gap * old,
+                gap * gap * truth - slope * (2.0 * gap * along - slope * old),
+                moments.gram[0, 0],
+            ]
+        )
+        num, den, line, miss, size = _per_sample(parts, 2).unbind()
+        evidence = torch.stack([num, den]) / line.clamp_min(tiny)
+        # What is not finite says nothing, and must not stay.
+        return cls(evidence.nan_to_num(0.0, 0.0, 0.0), (miss.clamp_min(0.0) / size).amax().sqrt())
+
+
+def _per_sample(parts: Tensor, first: int = 1) -> Tensor:
+    """Sum over the tokens of each sample (axes of size 1 stay)."""
+    return parts.sum(tuple(range(first, parts.dim())), keepdim=True)
 
 
 def _trust(evidence: Tensor) -> Tensor:

@@ -29,7 +29,11 @@ on the CPU; do not edit.
 {counts}
 
 Site `output` runs nothing of the denoiser at a predicted step. Site `body` runs its embeddings and its head; block
-lists that make the body's input (refiners) run, too, and are named in the last column.
+lists that make the body's input (refiners) run, too, and are named in the last column. The body of a model is proved
+in its first computed step: it runs once more with its blocks skipped and has to return what it returned, which costs
+that replay and one host read.
+
+`CosmosTransformer3DModel` is tested without its padding mask, which needs torchvision.
 
 | class | output | body | runs at a predicted step of body |
 |---|---|---|---|
