@@ -32,11 +32,12 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "order 2": {"predictor": "taylor", "order": 2},
     "Hermite blend": {"predictor": "hermite"},
     "heterogeneous (paper)": {"predictor": "heterogeneous"},
-    "trend, per sample": {"share": float("inf")},
-    "trend, per token": {"share": 0.0},
-    "trend, shrunk (default)": {"share": 1.0},
-    "trend, shrunk, sigma axis": {"share": 1.0, "axis": "sigma"},
-    "trend, shrunk, log-SNR axis": {"share": 1.0, "axis": "logsnr"},
+    "trend, per sample": {"share": float("inf"), "feedback": False},
+    "trend, per token": {"share": 0.0, "feedback": False},
+    "trend, shrunk": {"feedback": False},
+    "trend, shrunk, with feedback (default)": {"feedback": True},
+    "default on the sigma axis": {"feedback": True, "axis": "sigma"},
+    "default on the log-SNR axis": {"feedback": True, "axis": "logsnr"},
 }
 
 
@@ -69,7 +70,7 @@ def generator_of(pipe: Any, arguments: dict[str, Any]) -> Callable[[int], Tensor
 def method_of(settings: dict[str, Any], computed: int, alpha: float) -> tuple[str, dict[str, Any]]:
     """Method name and fields of a row."""
     shared = {"computed": computed, "alpha": alpha, "max_skip": STEPS, **settings}
-    return ("worldcache", {**shared, "threshold": float("inf")}) if "share" in settings else ("powerlaw", shared)
+    return ("worldcache", {**shared, "threshold": float("inf")}) if "feedback" in settings else ("powerlaw", shared)
 
 
 def mean_psnr(frames: Tensor, dense: Tensor) -> float:

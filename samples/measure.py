@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,32 @@ def overhead(pipe: Any, model: str, pairs: int) -> float:
         pipe(**arguments, generator=torch.Generator().manual_seed(0), callback_on_step_end=lambda *_: {})
         return time.perf_counter() - begin
 
-    def hooked() -> float:
-        return sample(pipe, model, short, 0).seconds
+    return alternating(lambda: sample(pipe, model, short, 0).seconds, bare, pairs)
 
-    bare(), hooked()  # warm up
-    ratios = []
+
+def speedups(pipe: Any, model: str, variant: Variant, pairs: int) -> dict[str, float]:
+    """How much faster than dense the denoiser and the whole pipeline are, and the computed steps: alternating pairs."""
+    ratios, steps, before = [], [], sample(pipe, model, DENSE, 0)
+    for seed in range(pairs):
+        run, after = sample(pipe, model, variant, seed), sample(pipe, model, DENSE, seed)
+        denoiser = (before.denoiser_seconds + after.denoiser_seconds) / (2 * run.denoiser_seconds)
+        ratios.append(
+            (denoiser, denoiser * computed_steps(run) / STEPS, (before.seconds + after.seconds) / (2 * run.seconds))
+        )
+        steps.append(computed_steps(run))
+        before = after
+    speedup, achieved, whole = (statistics.median(column) for column in zip(*ratios, strict=True))
+    return {"computed": statistics.mean(steps), "speedup": speedup, "achieved": achieved, "whole": whole}
+
+
+def alternating(a: Callable[[], float], b: Callable[[], float], pairs: int) -> float:
+    """Median of a / b, each a between two b: a machine that slows down meets both alike."""
+    a(), b()  # warm up
+    ratios, before = [], b()
     for _ in range(pairs):
-        first, second, third = bare(), hooked(), bare()
-        ratios.append(2 * second / (first + third))  # a machine that slows down meets both alike
+        middle, after = a(), b()
+        ratios.append(2 * middle / (before + after))
+        before = after
     return statistics.median(ratios)
 
 
@@ -182,6 +201,7 @@ def measure(model: str, computed: list[int], seeds: int, pairs: int) -> dict[str
         "overhead": ratio,
         "dense_spread": max(drift) / min(drift) - 1,
         "rows": [row.summary() for row in rows],
+        "paired": {v.label: speedups(pipe, model, v, pairs) for v in (variants(k)[0] for k in computed)},
     }
 
 
@@ -205,6 +225,12 @@ def table(result: dict[str, Any]) -> str:
             f"{row['whole']:.2f}x | {row['psnr']:.1f} ± {row['psnr_sd']:.1f} | {row['ssim']:.4f} | "
             f"{row['cached_bytes'] / 1e3:.0f} |"
         )
+    lines += ["", "Timed alone, between dense runs before and after it (median of pairs):", ""]
+    lines += ["| method | computed | denoiser speed-up | achieved | whole pipeline |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {label} | {p['computed']:.1f} | {p['speedup']:.2f}x | {p['achieved']:.1%} | {p['whole']:.2f}x |"
+        for label, p in result["paired"].items()
+    ]
     return "\n".join(lines)
 
 

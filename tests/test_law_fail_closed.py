@@ -18,18 +18,27 @@ def reasons(owner):
     return [f.reason for s in owner.diffcache.stats().segments for f in s.fallbacks]
 
 
-def poison(model, at, value):
-    """Put ``value`` into the last block's output at the model calls listed in ``at``; returns the hook's handle."""
-    calls = iter(range(10_000))
+class Poisoned:
+    """Puts ``value`` into the last block's output at the calls of the model listed in ``at``, until removed."""
 
-    def hook(module, args, output):
-        if next(calls) in at:
-            output = output.clone()
-            output[0, 0, 0] = value
-            return output
-        return None
+    def __init__(self, model, at, value):
+        self.call, self.at, self.value = -1, at, value
+        # The model's own calls count: its first computed step may run the blocks once more to prove a body.
+        self.handles = [model.register_forward_pre_hook(self.begin), model.blocks[-1].register_forward_hook(self.spoil)]
 
-    return model.blocks[-1].register_forward_hook(hook)
+    def begin(self, module, args):
+        self.call += 1
+
+    def spoil(self, module, args, output):
+        if self.call not in self.at:
+            return None
+        output = output.clone()
+        output[0, 0, 0] = self.value
+        return output
+
+    def remove(self):
+        for handle in self.handles:
+            handle.remove()
 
 
 def run_fixed(model, steps=12, conditioning=None, on_step=None):
@@ -56,7 +65,7 @@ def test_no_prediction_comes_from_a_history_that_is_not_finite(case, value):
     model = FAMILIES["wan"].build(0)
     bare = run_fixed(model)
     accelerate_model(model, name, **{**settings, "warmup": 3})
-    handle = poison(model, {2}, value)  # the last warm-up step: predictions would follow
+    handle = Poisoned(model, {2}, value)  # the last warm-up step: predictions would follow
     outputs = run_fixed(model)
     handle.remove()
     assert not outputs[2].isfinite().all()
@@ -69,7 +78,7 @@ def test_no_prediction_comes_from_a_history_that_is_not_finite(case, value):
 def test_predictions_come_back_once_the_history_is_finite_again(case):
     name, settings = PLACED[case]
     model = accelerate_model(FAMILIES["wan"].build(0), name, **{**settings, "warmup": 3})
-    handle = poison(model, {0}, math.nan)
+    handle = Poisoned(model, {0}, math.nan)
     run_fixed(model, 24)
     handle.remove()
     assert "c" in decisions(model)[0], decisions(model)
@@ -123,7 +132,7 @@ def test_a_vanishing_prediction_is_computed_instead_and_counted():
 
 def test_a_fallback_is_a_computed_step_of_the_decision_string():
     model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=4, warmup=3)
-    handle = poison(model, {2}, math.nan)
+    handle = Poisoned(model, {2}, math.nan)
     run_fixed(model)
     handle.remove()
     (segment,) = model.diffcache.stats().segments

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import combine
-from ..predictors import Fit, History, Horizon, Moments, TokenLayout, energy, measure, weights
+from ..predictors import Fit, History, Horizon, Moments, TokenLayout, energy, measure, stack, weights
 from .cache import Cache, Moment, report
 from .recipe import Recipe
 
@@ -67,7 +67,8 @@ class Forecast(Cache):
             self._prepare(moment.ahead, measured, before, wanted=moment.error and moment.step - old_step > 1)
 
     def _prepare(self, ahead: Sequence[float], measured: Tensor | None, before: list[Fit] | None, wanted: bool) -> None:
-        moments = [self._moments(h, layout) for h, layout in zip(self.histories, self.layouts, strict=True)]
+        # One entry a history: its modalities are stacked as more samples.
+        moments = [[self._moments(h, layout)] for h, layout in zip(self.histories, self.layouts, strict=True)]
         predictor = self.recipe.predictor
         if before is None:
             self.fit = [predictor.fit(group) for group in moments]
@@ -82,10 +83,10 @@ class Forecast(Cache):
         ]
         self.pending = report(self._drift(moments, slopes, horizon), self._alarm(moments, slopes, len(ahead)), measured)
 
-    def _moments(self, history: History, layout: TokenLayout) -> list[Moments]:
+    def _moments(self, history: History, layout: TokenLayout) -> Moments:
         gaps = [float(a - b) for a, b in zip(self.steps, self.steps[1:], strict=False)]
         views = zip(*(layout.split(value) for value in history.values), strict=True)
-        return [measure(view, history.gaps, gaps, layout) for view in views]
+        return stack([measure(view, history.gaps, gaps, layout) for view in views])
 
     def _horizons(self, ahead: Sequence[float]) -> Horizon:
         first = self.histories[0].values[0]
@@ -143,12 +144,18 @@ class Forecast(Cache):
         for history, fit, layout in zip(self.histories, self.fit, self.layouts, strict=True):
             ahead = Horizon(float(moment.step - self.steps[0]), moment.time - history.times[0], self.recipe.limit)
             out = torch.empty_like(history.values[0])
+            coefficients = weights(fit.slopes(0, ahead), history.gaps)
             views = zip(*(layout.split(value) for value in history.values), strict=True)
             for i, (stored, target) in enumerate(zip(views, layout.split(out), strict=True)):
-                coefficients = weights(fit.slopes(i, ahead), history.gaps)
-                combine(stored[: len(coefficients)], coefficients, out=target)
+                mine = [_rows(c, i * len(out), len(out)) for c in coefficients]
+                combine(stored[: len(mine)], mine, out=target)
             results.append(out)
         return results
+
+
+def _rows(coefficient: float | Tensor, start: int, count: int) -> float | Tensor:
+    """The part of a coefficient that belongs to one modality."""
+    return coefficient.narrow(0, start, count) if isinstance(coefficient, Tensor) else coefficient
 
 
 def _held(fit: Fit) -> list[Tensor]:

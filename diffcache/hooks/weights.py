@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,8 @@ class WeightsWatch:
         self._adapters: tuple[Any, ...] | None = None
         self._layers: list[nn.Module] = []
         self._slots: list[tuple[dict[str, Any], str]] = []
-        self._ids: list[int] = []
+        self._seen: list[nn.Parameter | None] = []
+        self._identity = 0
         self._counted: list[nn.Parameter] = []
 
     def fingerprint(self) -> tuple[Any, ...]:
@@ -40,14 +41,13 @@ class WeightsWatch:
         modules = list(self._model.modules())
         self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
         self._slots = [(m._parameters, name) for m in modules for name in m._parameters]
-        self._ids: list[int] = []
 
     def _stamp(self) -> int:
         """Sum of the identities and versions of all parameters that have them. Runs at every step: kept short."""
         parameters = [slots.get(name) for slots, name in self._slots]
-        ids = list(map(id, parameters))
-        if ids != self._ids:
+        if len(parameters) != len(self._seen) or not all(map(is_, parameters, self._seen)):
             # An offloaded parameter stands on the meta device, and a new one stands there each time.
-            self._ids = ids
+            self._seen = parameters
             self._counted = [p for p in parameters if p is not None and not p.is_meta and not p.is_inference()]
-        return sum(map(id, self._counted)) + sum(map(_VERSION, self._counted))
+            self._identity = sum(map(id, self._counted))
+        return self._identity + sum(map(_VERSION, self._counted))

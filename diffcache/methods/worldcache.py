@@ -38,7 +38,7 @@ class WorldCacheConfig(MethodConfig):
         max_skip: longest run of predicted steps (None: 8, faithful 2).
         computed: number of computed steps (>= 1) or their share (in (0, 1)), before the guard adds any.
         alpha: exponent of the placement.
-        threshold: None: 0.3, faithful 0.2. Default: largest relative error that a prediction may be expected to
+        threshold: None: 0.5, faithful 0.2. Default: largest relative error that a prediction may be expected to
             have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
         share: how far a token's damping is pulled towards its sample's (see Trend).
         feedback: measure at each computed step how far the damping held, per sample, and lean towards a straight line
@@ -131,7 +131,7 @@ class WorldCacheConfig(MethodConfig):
         )
 
 
-_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.3)
+_DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.5)
 
 
 def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:

@@ -4,7 +4,7 @@ from .base import Fit, Horizon, Predictor, weights
 from .hermite import Hermite, Heterogeneous
 from .history import History
 from .layout import Modality, TokenLayout
-from .moments import Moments, energy, measure
+from .moments import Moments, energy, measure, stack
 from .polynomial import Taylor
 from .scaled_hermite import ScaledHermite
 from .static import Static
@@ -26,5 +26,6 @@ __all__ = [
     "Trend",
     "energy",
     "measure",
+    "stack",
     "weights",
 ]

@@ -25,7 +25,7 @@ class Moments:
     Attributes:
         gaps: distances between stored outputs on the time axis, newest first (d2, d1, ... in the paper's order).
         steps: the same distances counted in sampler steps.
-        width: features of one token.
+        width: features of one token; a number for each row of axis 0 where modalities are stacked there.
         gram: ``gram[i, j] = <row i, row j>`` for i <= j.
         sums: feature sum of each row (for the mean of a prediction).
         eps: rounding unit of the stored dtype.
@@ -34,7 +34,7 @@ class Moments:
 
     gaps: tuple[float, ...]
     steps: tuple[float, ...]
-    width: int
+    width: float | Tensor
     gram: dict[tuple[int, int], Tensor]
     sums: tuple[Tensor, ...]
     eps: float
@@ -78,6 +78,27 @@ def measure(values: Sequence[Tensor], gaps: Sequence[float], steps: Sequence[flo
         sums=tuple(layout.per_token(row) for row in rows),
         eps=torch.finfo(values[0].dtype).eps,
         patch=layout.patch_of(values[0]),
+    )
+
+
+def stack(parts: Sequence[Moments]) -> Moments:
+    """The moments of several modalities as one, stacked as more samples: everything measured from them is per sample.
+
+    Args:
+        parts: of the same stored outputs, modality by modality, so that gaps, steps and eps are equal.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    rows = first.gram[0, 0].shape[0]
+    return Moments(
+        gaps=first.gaps,
+        steps=first.steps,
+        width=torch.tensor([float(m.width) for m in parts for _ in range(rows)], device=first.gram[0, 0].device),
+        gram={key: torch.cat([m.gram[key] for m in parts]) for key in first.gram},
+        sums=tuple(torch.cat(row) for row in zip(*(m.sums for m in parts), strict=True)),
+        eps=first.eps,
+        patch=first.patch,
     )
 
 
