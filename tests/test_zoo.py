@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffcache.errors import ConfigError
+from diffcache.media.request import Request, build_call
 from diffcache.zoo import ModelNotAvailableError, ZooEntry, list_models, load_pipeline, loading
+from diffcache.zoo.autoencoder import AutoencoderImagePCA
 from diffcache.zoo.wan import MOTIONS, make_tokenizer
 from diffcache.zoo.world import ACTIONS, parse_actions
 
@@ -201,6 +205,51 @@ def test_autoencoders_round_trip(world, wan, clips):
         back = vae.decode(vae.denormalize(vae.normalize(z)), return_dict=False)[0]
         assert back.shape == x.shape
         assert psnr(back.numpy() / 2, x.numpy() / 2) > floor
+
+
+def test_picture_autoencoder_normalises_itself(clips):
+    x = clips["rgb"][:, :4].flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+    blocks = AutoencoderImagePCA().blocks(x[:, :, None]).permute(0, 2, 3, 4, 1).flatten(0, 3)
+    vae = AutoencoderImagePCA.fit(blocks, 48, power=0.5)
+    z = vae.encode(x).latent_dist.mode()
+    assert z.shape == (len(x), 48, 6, 8)
+    assert z.square().mean().item() == pytest.approx(1, abs=0.1)
+    back = vae.decode(z / vae.config.scaling_factor).sample
+    assert back.shape == x.shape
+    assert psnr(back.numpy() / 2, x.numpy() / 2) > 30
+
+
+class Named:
+    """A class-to-image pipeline that names its classes."""
+
+    labels = {"faces": 3, "Great white": 5}
+
+    def __call__(self, class_labels, guidance_scale=4.0, num_inference_steps=50):
+        """Never called."""
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "name"), [("faces", 3, "faces"), ("great White", 5, "Great white"), ("3", 3, "faces")]
+)
+def test_classes_by_name_and_by_number(text, number, name):
+    call = build_call(Named(), Request(prompt=text), None, loading.WEIGHTS)
+    assert call.arguments["class_labels"] == [number]
+    assert call.about == f'"{name}"'
+
+
+def test_the_zoo_may_name_a_default_class():
+    entry = replace(list_models()["dit-xl-256"], call={"class_labels": [5]})
+    call = build_call(Named(), Request(), entry, loading.WEIGHTS)
+    assert call.arguments["class_labels"] == [5]
+    assert call.about == '"Great white"'
+
+
+@pytest.mark.parametrize("text", ["faecs", "4"])
+def test_an_unknown_class_names_the_known_ones(text):
+    with pytest.raises(ConfigError, match="unknown class") as caught:
+        build_call(Named(), Request(prompt=text), None, loading.WEIGHTS)
+    assert "faces" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
