@@ -184,6 +184,7 @@ def test_one_read_for_a_computed_step_and_none_for_a_predicted_one(trained, meth
     assert len({*letters}) == 1
     for step, letter in enumerate(letters[0]):
         allowed = 1 if letter == "F" else 0  # in the first step the clock reads the sampler's timesteps
+        allowed += step == 0 and "body" in method  # a body is proved once, in its model's first computed step
         assert ours[step] - bare[step] <= allowed, (step, letters, ours, bare)
 
 

@@ -192,13 +192,13 @@ class _Narrowing(Exploring):
         begin = self._start(plan)
         if begin + first >= len(self._visits):
             return None
-        visit, values = self._visits[begin + first], plan.values(self._visits[begin].streams, residuals)
+        visit = self._visits[begin + first]
         before = {v.block for v in self._visits[: begin + first]}
         entry = f"{plan.entry} + {first}"
         self.entries = {**self.entries, entry: visit}
         skipped = {block: passage for block, passage in plan.skipped.items() if block not in before}
         later = replace(plan, entry=entry, start=visit.block, skipped=skipped)
-        moved = later.residuals(visit.streams, values)
+        moved = later.residuals(visit.streams, self.ends)
         return None if moved is None else (later, moved)
 
     def signal(self, plan: Plan, first: int, inside: bool) -> Tensor | None:

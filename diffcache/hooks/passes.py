@@ -45,6 +45,7 @@ class Exploring:
         entries: list name -> first call of one of its blocks, in the order in which the lists ran.
         last: last call of a block, and how often that block had been called by then.
         arrivals: modules outside the blocks that were called after it, in order.
+        ends: what stood at the end of the body, by the plan proposed last.
     """
 
     def __init__(self, model: nn.Module, blocks: Mapping[nn.Module, str]) -> None:
@@ -57,6 +58,7 @@ class Exploring:
         self._links: dict[tuple[type[nn.Module], int], dict[int, str]] = {}
         self.last: Visit | None = None
         self.arrivals: list[Arrival] = []
+        self.ends: list[Tensor] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:

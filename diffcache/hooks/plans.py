@@ -71,6 +71,7 @@ def propose(explorer: Exploring) -> Iterator[tuple[Plan, list[Tensor]]]:
         if residuals is None:
             continue
         later = _blocks_from(explorer, plan.entry)
+        explorer.ends = values
         yield plan, residuals
         if len(later) < len(plan.skipped):
             # Lists that run before the body may make its input (refiners): they run at every step then.
