@@ -153,8 +153,8 @@ def test_a_polynomial_that_was_fitted_to_another_signal_is_refused():
     assert POLYNOMIALS["wan2.1-t2v-14b"].measured == "embedding"
 
 
-def test_magcache_without_ratios_names_the_command():
-    with pytest.raises(ConfigError, match="diffcache calibrate --method magcache"):
+def test_magcache_without_ratios_says_what_it_needs():
+    with pytest.raises(ConfigError, match="ratios: magcache needs the model"):
         accelerate_model(wan(0), "magcache")
 
 

@@ -116,8 +116,8 @@ class TeaCacheConfig(MethodConfig):
 class MagCacheConfig(MethodConfig):
     """MagCache (arXiv 2506.09045): the residual over all blocks is reused while its modelled change is small.
 
-    The change is known before the run from magnitude ratios, measured once a model: :func:`diffcache.calibrate`, or
-    ``diffcache calibrate --method magcache``. Memory of one branch: ``numel(hidden) * element_size + 8 * batch`` bytes.
+    The change is known before the run from magnitude ratios, measured once a model
+    (:func:`diffcache.schedules.ratios` makes them of residual norms). Memory of one branch: ``numel(hidden) * element_size + 8 * batch`` bytes.
 
     Args:
         threshold: limit of the summed modelled error.
@@ -156,8 +156,7 @@ class MagCacheConfig(MethodConfig):
         ratios = self.ratios or (RATIOS[self.published] if self.published else ())
         if not ratios and self.max_skip:
             raise ConfigError(
-                "ratios: magcache needs the model's magnitude ratios; measure them with "
-                "'diffcache calibrate --method magcache --model MODEL --out magcache.yaml'"
+                f"ratios: magcache needs the model's magnitude ratios, one a step, or published={'|'.join(RATIOS)}"
             )
         settings = (self.threshold, self.warmup, self.cooldown, self.max_skip, self.retention)
         return Recipe(self.method, self, "body", lambda: MagCache(ratios or (1.0,), *settings), Taylor(0))
