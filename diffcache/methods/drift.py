@@ -117,7 +117,9 @@ class MagCacheConfig(MethodConfig):
     """MagCache (arXiv 2506.09045): the residual over all blocks is reused while its modelled change is small.
 
     The change is known before the run from magnitude ratios, measured once a model
-    (:func:`diffcache.schedules.ratios` makes them of residual norms). Memory of one branch: ``numel(hidden) * element_size + 8 * batch`` bytes.
+    (:func:`diffcache.schedules.ratios` makes them of residual norms).
+
+    Memory of one branch: ``numel(hidden) * element_size + 8 * batch`` bytes.
 
     Args:
         threshold: limit of the summed modelled error.
