@@ -14,6 +14,11 @@ from ..models import normal, randomise, seeded
 TEXT = 16  # width of text features
 WORDS = 5  # text tokens: a number that no picture here has, so that streams cannot be mistaken for each other
 
+#: settings of many classes: the heads, pictures and videos of four channels, and packed ones
+HEADS = dict(num_attention_heads=2, attention_head_dim=16)
+LATENT = dict(in_channels=4, out_channels=4, num_layers=2)
+PACKED = dict(in_channels=16, num_layers=2)
+
 Arguments = dict[str, Any]
 
 
@@ -104,8 +109,24 @@ def masked_words(seed: int, size: int) -> Arguments:
     return {**words(seed, size), "encoder_attention_mask": torch.ones(1, WORDS)}
 
 
+def words_where(seed: int, size: int) -> Arguments:
+    """Text features and a mask of truth values."""
+    return {**words(seed, size), "encoder_attention_mask": torch.ones(1, WORDS, dtype=torch.bool)}
+
+
 def pooled(name: str = "pooled_projections", width: int = TEXT) -> Callable[[int, int], Arguments]:
     return lambda seed, size: {name: normal(1, width, seed=seed + 1)}
+
+
+def turns(count: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of rotary angles, [count, width] each."""
+    angles = normal(count, width, seed=3)
+    return angles.cos(), angles.sin()
+
+
+def frames_first(width: int = 4) -> Callable[[int, int], Arguments]:
+    """[1, frames, channels, 8, width * size]"""
+    return lambda seed, size: {"hidden_states": normal(1, 3, 4, 8, width * size, seed=seed)}
 
 
 def grid_ids(axes: int = 3, count: int = 8) -> Callable[[int, int], Arguments]:

@@ -15,10 +15,10 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, grid_ids, picture, pooled, together, tokens, unit, words
+from .base import HEADS, PACKED, TEXT, WORDS, Denoiser, grid_ids, picture, pooled, together, tokens, unit, words
 
-TWO_LISTS = dict(num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2)
-JOINT = dict(joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8))
+FOUR_AXES = dict(num_single_layers=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 4, 4), **PACKED, **HEADS)
+THREE_AXES = {**FOUR_AXES, "axes_dims_rope": (4, 4, 8)}
 
 
 def _caption_layers(seed: int, size: int):
@@ -32,55 +32,36 @@ def _bundles(seed: int, size: int):
 
 FLUX = {
     "FluxTransformer2DModel": Denoiser(
-        lambda: FluxTransformer2DModel(in_channels=16, pooled_projection_dim=TEXT, **TWO_LISTS, **JOINT),
+        lambda: FluxTransformer2DModel(pooled_projection_dim=TEXT, **THREE_AXES),
         tokens(),
         together(words, pooled(), grid_ids()),
         unit,
     ),
     "Flux2Transformer2DModel": Denoiser(
-        lambda: Flux2Transformer2DModel(
-            in_channels=16,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(4, 4, 4, 4),
-            timestep_guidance_channels=16,
-            guidance_embeds=False,
-            **TWO_LISTS,
-        ),
+        lambda: Flux2Transformer2DModel(timestep_guidance_channels=16, guidance_embeds=False, **FOUR_AXES),
         tokens(),
         together(words, grid_ids(4)),
         unit,
     ),
     "Flux3Transformer2DModel": Denoiser(
-        lambda: Flux3Transformer2DModel(
-            in_channels=16,
-            cond_in_channels=16,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(4, 4, 4, 4),
-            timestep_channels=16,
-            **TWO_LISTS,
-        ),
+        lambda: Flux3Transformer2DModel(cond_in_channels=16, timestep_channels=16, **FOUR_AXES),
         tokens(),
         together(words, grid_ids(4)),
         unit,
     ),
     "ChromaTransformer2DModel": Denoiser(
         lambda: ChromaTransformer2DModel(
-            in_channels=16,
-            approximator_num_channels=8,
-            approximator_hidden_dim=16,
-            approximator_layers=1,
-            **TWO_LISTS,
-            **JOINT,
+            approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1, **THREE_AXES
         ),
         tokens(),
         together(words, grid_ids()),
         unit,
     ),
     "BriaTransformer2DModel": Denoiser(
-        lambda: BriaTransformer2DModel(in_channels=16, **TWO_LISTS, **JOINT), tokens(), together(words, grid_ids())
+        lambda: BriaTransformer2DModel(**THREE_AXES), tokens(), together(words, grid_ids())
     ),
     "BriaFiboTransformer2DModel": Denoiser(
-        lambda: BriaFiboTransformer2DModel(in_channels=16, text_encoder_dim=TEXT, **TWO_LISTS, **JOINT),
+        lambda: BriaFiboTransformer2DModel(text_encoder_dim=TEXT, **THREE_AXES),
         tokens(),
         together(words, _caption_layers, grid_ids()),
     ),
@@ -107,13 +88,13 @@ FLUX = {
         unit,
     ),
     "LongCatImageTransformer2DModel": Denoiser(
-        lambda: LongCatImageTransformer2DModel(in_channels=16, pooled_projection_dim=TEXT, **TWO_LISTS, **JOINT),
+        lambda: LongCatImageTransformer2DModel(pooled_projection_dim=TEXT, **THREE_AXES),
         tokens(),
         together(words, grid_ids()),
         unit,
     ),
     "OvisImageTransformer2DModel": Denoiser(
-        lambda: OvisImageTransformer2DModel(in_channels=16, out_channels=16, **TWO_LISTS, **JOINT),
+        lambda: OvisImageTransformer2DModel(out_channels=16, **THREE_AXES),
         tokens(),
         together(words, grid_ids()),
         unit,

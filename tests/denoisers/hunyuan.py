@@ -11,12 +11,10 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, Denoiser, film, masked_words, pooled, together, words
+from .base import HEADS, LATENT, TEXT, Denoiser, film, masked_words, pooled, together, words
 
-SMALL = dict(
-    in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, text_embed_dim=TEXT,
-    rope_axes_dim=(4, 6, 6),
-)  # fmt: skip
+SMALL = dict(text_embed_dim=TEXT, rope_axes_dim=(4, 6, 6), **LATENT, **HEADS)
+ONE_TEXT = dict(num_single_layers=2, num_refiner_layers=1, pooled_projection_dim=TEXT, guidance_embeds=False, **SMALL)
 
 
 def _two_texts(seed: int, size: int):
@@ -46,11 +44,7 @@ def _sections(seed: int, size: int):
 
 HUNYUAN = {
     "HunyuanVideoTransformer3DModel": Denoiser(
-        lambda: HunyuanVideoTransformer3DModel(
-            num_single_layers=2, num_refiner_layers=1, pooled_projection_dim=TEXT, guidance_embeds=False, **SMALL
-        ),
-        film(),
-        together(masked_words, pooled()),
+        lambda: HunyuanVideoTransformer3DModel(**ONE_TEXT), film(), together(masked_words, pooled())
     ),
     "HunyuanVideo15Transformer3DModel": Denoiser(
         lambda: HunyuanVideo15Transformer3DModel(
@@ -61,14 +55,7 @@ HUNYUAN = {
     ),
     "HunyuanVideoFramepackTransformer3DModel": Denoiser(
         lambda: HunyuanVideoFramepackTransformer3DModel(
-            num_single_layers=2,
-            num_refiner_layers=1,
-            pooled_projection_dim=TEXT,
-            guidance_embeds=False,
-            has_image_proj=True,
-            image_proj_dim=8,
-            has_clean_x_embedder=True,
-            **SMALL,
+            has_image_proj=True, image_proj_dim=8, has_clean_x_embedder=True, **ONE_TEXT
         ),
         film(),
         together(_sections, pooled()),

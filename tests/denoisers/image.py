@@ -13,9 +13,11 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, constant, picture, together, unit, whole, words
+from .base import TEXT, WORDS, Denoiser, picture, turns, unit, whole, words
 
-HEADS = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4)
+SMALL = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, sample_size=8)
+#: Sana makes pictures and videos
+SANA = dict(out_channels=4, num_layers=2, num_cross_attention_heads=2, caption_channels=TEXT)
 
 
 def _two_texts(seed: int, size: int):
@@ -24,13 +26,8 @@ def _two_texts(seed: int, size: int):
         "text_embedding_mask": torch.ones(1, WORDS),
         "encoder_hidden_states_t5": normal(1, 3, TEXT, seed=seed + 1),
         "text_embedding_mask_t5": torch.ones(1, 3),
-        "image_rotary_emb": _angles(8 * size, 8),
+        "image_rotary_emb": turns(8 * size, 8),
     }
-
-
-def _angles(count: int, width: int):
-    angles = normal(count, width, seed=3)
-    return angles.cos(), angles.sin()
 
 
 def _lumina_next(seed: int, size: int):
@@ -60,19 +57,14 @@ def _lumina_next_model() -> LuminaNextDiT2DModel:
 
 IMAGE = {
     "DiTTransformer2DModel": Denoiser(
-        lambda: DiTTransformer2DModel(out_channels=4, num_layers=2, sample_size=8, **HEADS),
+        lambda: DiTTransformer2DModel(out_channels=4, num_layers=2, **SMALL),
         lambda seed, size: {"hidden_states": normal(1, 4, 8 * size, 8 * size, seed=seed)},
         lambda seed, size: {"class_labels": torch.tensor([seed % 1000])},
         whole,
     ),
     "PixArtTransformer2DModel": Denoiser(
         lambda: PixArtTransformer2DModel(
-            num_layers=2,
-            cross_attention_dim=16,
-            sample_size=8,
-            caption_channels=TEXT,
-            use_additional_conditions=False,
-            **HEADS,
+            num_layers=2, cross_attention_dim=16, caption_channels=TEXT, use_additional_conditions=False, **SMALL
         ),
         picture(),
         words,
@@ -81,7 +73,6 @@ IMAGE = {
         lambda: HunyuanDiT2DModel(
             num_layers=4,
             patch_size=2,
-            sample_size=8,
             hidden_size=16,
             cross_attention_dim=TEXT,
             cross_attention_dim_t5=TEXT,
@@ -89,23 +80,14 @@ IMAGE = {
             text_len=WORDS,
             text_len_t5=3,
             use_style_cond_and_image_meta_size=False,
-            **HEADS,
+            **SMALL,
         ),
         picture(),
         _two_texts,
     ),
     "LuminaNextDiT2DModel": Denoiser(_lumina_next_model, picture(), _lumina_next, unit),
     "SanaTransformer2DModel": Denoiser(
-        lambda: SanaTransformer2DModel(
-            out_channels=4,
-            num_layers=2,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=TEXT,
-            sample_size=8,
-            **HEADS,
-        ),
+        lambda: SanaTransformer2DModel(cross_attention_head_dim=8, cross_attention_dim=16, **SANA, **SMALL),
         picture(),
         words,
     ),
@@ -114,7 +96,7 @@ IMAGE = {
             in_channels=4, context_in_dim=TEXT, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4]
         ),
         picture(),
-        together(words, constant()),
+        words,
         unit,
     ),
 }

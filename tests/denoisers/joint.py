@@ -18,9 +18,21 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, film, masked_words, picture, pooled, together, tokens, unit, words
-
-HEADS = dict(num_attention_heads=2, attention_head_dim=16)
+from .base import (
+    HEADS,
+    LATENT,
+    TEXT,
+    WORDS,
+    Denoiser,
+    film,
+    masked_words,
+    picture,
+    pooled,
+    together,
+    tokens,
+    unit,
+    words,
+)
 
 
 def _sizes(seed: int, size: int):
@@ -90,15 +102,14 @@ def _nucleus() -> NucleusMoEImageTransformer2DModel:
     return model
 
 
+#: CogView and GLM: the picture's size is a condition
+VIEW = dict(text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, **LATENT, **HEADS)
 JOY = dict(
-    in_channels=4,
-    hidden_size=32,
-    num_attention_heads=2,
-    text_dim=TEXT,
-    num_layers=2,
-    rope_dim_list=[4, 6, 6],
+    in_channels=4, hidden_size=32, num_attention_heads=2, text_dim=TEXT, num_layers=2, rope_dim_list=[4, 6, 6],
     theta=256,
-)
+)  # fmt: skip
+#: text and picture in 32 features each
+CAPTIONS = dict(joint_attention_dim=TEXT, caption_projection_dim=32, **HEADS)
 
 JOINT = {
     "SD3Transformer2DModel": Denoiser(
@@ -107,70 +118,33 @@ JOINT = {
             in_channels=4,
             out_channels=4,
             num_layers=3,
-            joint_attention_dim=TEXT,
-            caption_projection_dim=32,
             pooled_projection_dim=TEXT,
             pos_embed_max_size=16,
-            **HEADS,
+            **CAPTIONS,
         ),
         picture(),
         together(words, pooled()),
     ),
     "AuraFlowTransformer2DModel": Denoiser(
         lambda: AuraFlowTransformer2DModel(
-            sample_size=8,
-            num_mmdit_layers=2,
-            num_single_dit_layers=2,
-            joint_attention_dim=TEXT,
-            caption_projection_dim=32,
-            pos_embed_max_size=64,
-            **HEADS,
+            sample_size=8, num_mmdit_layers=2, num_single_dit_layers=2, pos_embed_max_size=64, **CAPTIONS
         ),
         picture(),
         words,
         unit,
     ),
     "CogView3PlusTransformer2DModel": Denoiser(
-        lambda: CogView3PlusTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            text_embed_dim=TEXT,
-            time_embed_dim=8,
-            condition_dim=4,
-            pos_embed_max_size=8,
-            sample_size=8,
-            **HEADS,
-        ),
+        lambda: CogView3PlusTransformer2DModel(pos_embed_max_size=8, sample_size=8, **VIEW),
         picture(),
         together(words, _sizes, _original),
     ),
     "CogView4Transformer2DModel": Denoiser(
-        lambda: CogView4Transformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            text_embed_dim=TEXT,
-            time_embed_dim=8,
-            condition_dim=4,
-            sample_size=8,
-            rope_axes_dim=(16, 16),
-            **HEADS,
-        ),
+        lambda: CogView4Transformer2DModel(sample_size=8, rope_axes_dim=(16, 16), **VIEW),
         picture(),
         together(words, _sizes, _original),
     ),
     "GlmImageTransformer2DModel": Denoiser(
-        lambda: GlmImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            text_embed_dim=TEXT,
-            time_embed_dim=8,
-            condition_dim=4,
-            prior_vq_quantizer_codebook_size=16,
-            **HEADS,
-        ),
+        lambda: GlmImageTransformer2DModel(prior_vq_quantizer_codebook_size=16, **VIEW),
         picture(),
         together(words, _sizes, _prior),
     ),
@@ -204,14 +178,12 @@ JOINT = {
     ),
     "HunyuanImageTransformer2DModel": Denoiser(
         lambda: HunyuanImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
             num_single_layers=2,
             num_refiner_layers=1,
             patch_size=(2, 2),
             text_embed_dim=TEXT,
             rope_axes_dim=(8, 8),
+            **LATENT,
             **HEADS,
         ),
         picture(),

@@ -15,7 +15,7 @@ from diffusers import (
 from diffusers.models.transformers.transformer_ideogram4 import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, masked_words, picture, tokens, unit
+from .base import HEADS, PACKED, TEXT, WORDS, Denoiser, picture, tokens, unit, words_where
 
 
 def _ernie(seed: int, size: int):
@@ -89,10 +89,7 @@ SINGLE = {
             cap_feat_dim=TEXT,
         ),
         picture(),
-        lambda seed, size: {
-            **masked_words(seed, size),
-            "encoder_attention_mask": torch.ones(1, WORDS, dtype=torch.bool),
-        },
+        words_where,
         unit,
     ),
     "ZImageTransformer2DModel": Denoiser(
@@ -127,14 +124,7 @@ SINGLE = {
     ),
     "Ideogram4Transformer2DModel": Denoiser(
         lambda: Ideogram4Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            intermediate_size=32,
-            adaln_dim=8,
-            llm_features_dim=TEXT,
-            mrope_section=(4, 2, 2),
+            intermediate_size=32, adaln_dim=8, llm_features_dim=TEXT, mrope_section=(4, 2, 2), **PACKED, **HEADS
         ),
         _ideogram_noise,
         _ideogram,
@@ -142,10 +132,6 @@ SINGLE = {
     ),
     "Krea2Transformer2DModel": Denoiser(
         lambda: Krea2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
             num_key_value_heads=1,
             intermediate_size=32,
             timestep_embed_dim=16,
@@ -157,6 +143,8 @@ SINGLE = {
             num_layerwise_text_blocks=1,
             num_refiner_text_blocks=1,
             axes_dims_rope=(4, 6, 6),
+            **PACKED,
+            **HEADS,
         ),
         tokens(),
         _krea,
@@ -184,13 +172,7 @@ SINGLE = {
     ),
     "QwenImage21Transformer2DModel": Denoiser(
         lambda: QwenImage21Transformer2DModel(
-            in_channels=16,
-            out_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            context_in_dim=TEXT,
-            axes_dims_rope=(4, 6, 6),
+            out_channels=16, context_in_dim=TEXT, axes_dims_rope=(4, 6, 6), **PACKED, **HEADS
         ),
         tokens(),
         _qwen21,

@@ -13,15 +13,14 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, masked_words, pooled, together, unit, words
+from .base import TEXT, WORDS, Denoiser, masked_words, pooled, together, tokens, turns, unit, words
+
+#: two layers of two heads of eight features
+HEADS = dict(num_layers=2, num_attention_heads=2, attention_head_dim=8, in_channels=4)
 
 
 def _wave(channels: int = 4):
     return lambda seed, size: {"hidden_states": normal(1, channels, 8 * size, seed=seed)}
-
-
-def _bars(channels: int = 4):
-    return lambda seed, size: {"hidden_states": normal(1, 8 * size, channels, seed=seed)}
 
 
 def _context(seed: int, size: int):
@@ -29,8 +28,7 @@ def _context(seed: int, size: int):
 
 
 def _global(seed: int, size: int):
-    angles = normal(8 * size + 1, 8, seed=3)
-    return {"global_hidden_states": normal(1, 1, 8, seed=seed + 1), "rotary_embedding": (angles.cos(), angles.sin())}
+    return {"global_hidden_states": normal(1, 1, 8, seed=seed + 1), "rotary_embedding": turns(8 * size + 1, 8)}
 
 
 def _frames_of_text(seed: int, size: int):
@@ -55,7 +53,7 @@ SOUND = {
             sliding_window=4,
             encoder_hidden_size=TEXT,
         ),
-        _bars(),
+        tokens(4),
         together(words, _context),
         lambda level: {"timestep": torch.tensor([level]), "timestep_r": torch.tensor([level])},
     ),
@@ -63,20 +61,13 @@ SOUND = {
         lambda: LongCatAudioDiTTransformer(
             dit_dim=16, dit_depth=2, dit_heads=2, dit_text_dim=TEXT, latent_dim=4, ff_mult=1.0
         ),
-        _bars(),
+        tokens(4),
         masked_words,
         unit,
     ),
     "MiniMaxMusic3Transformer1DModel": Denoiser(
         lambda: MiniMaxMusic3Transformer1DModel(
-            in_channels=4,
-            condition_dim=TEXT,
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            ff_inner_dim=16,
-            rotary_dim=4,
-            fourier_embedding_dim=8,
+            condition_dim=TEXT, ff_inner_dim=16, rotary_dim=4, fourier_embedding_dim=8, **HEADS
         ),
         _wave(),
         _frames_of_text,
@@ -85,16 +76,13 @@ SOUND = {
     "StableAudioDiTModel": Denoiser(
         lambda: StableAudioDiTModel(
             sample_size=8,
-            in_channels=4,
             out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
             num_key_value_attention_heads=1,
             cross_attention_dim=8,
             time_proj_dim=8,
             global_states_input_dim=8,
             cross_attention_input_dim=TEXT,
+            **HEADS,
         ),
         _wave(),
         together(words, _global),

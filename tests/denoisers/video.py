@@ -20,35 +20,37 @@ from diffusers import (
 )
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, constant, film, masked_words, together, tokens, whole, words
+from .base import (
+    HEADS,
+    LATENT,
+    TEXT,
+    WORDS,
+    Denoiser,
+    constant,
+    film,
+    frames_first,
+    masked_words,
+    together,
+    tokens,
+    turns,
+    whole,
+    words,
+    words_where,
+)
+from .image import SANA
 
-HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 SAMPLE = dict(sample_width=8, sample_height=8)
 
 
-def _frames_first(seed: int, size: int):
-    return {"hidden_states": normal(1, 3, 4, 8, 4 * size, seed=seed)}
-
-
-def _wide(seed: int, size: int):
-    """A square picture: positions learned for a size need this size."""
-    return {"hidden_states": normal(1, 3, 4, 8, 8 * size, seed=seed)}
-
-
-def _turns(count: int, width: int):
-    angles = normal(count, width, seed=3)
-    return angles.cos(), angles.sin()
-
-
 def _cog_turns(seed: int, size: int):
-    return {"image_rotary_emb": _turns(3 * 4 * 2 * size, 16)}
+    return {"image_rotary_emb": turns(3 * 4 * 2 * size, 16)}
 
 
 def _allegro_turns(seed: int, size: int):
     count = 3 * 4 * 2 * size
-    turns = [_turns(count, 8) for _ in range(3)]
+    axes = tuple(turns(count, 8) for _ in range(3))
     grid = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(4), torch.arange(2 * size), indexing="ij"))
-    return {"image_rotary_emb": (tuple(turns), tuple(grid.reshape(3, 1, -1)))}
+    return {"image_rotary_emb": (axes, tuple(grid.reshape(3, 1, -1)))}
 
 
 def _face(seed: int, size: int):
@@ -79,8 +81,7 @@ def _ltx2(seed: int, size: int):
 
 
 def _refiner(seed: int, size: int):
-    turns = _turns(8 * size, 32)
-    return {**masked_words(seed, size), "video_rotary_emb": tuple(t[None] for t in turns)}
+    return {**masked_words(seed, size), "video_rotary_emb": tuple(t[None] for t in turns(8 * size, 32))}
 
 
 def _world(seed: int, size: int):
@@ -116,39 +117,25 @@ def _h3(seed: int, size: int):
 
 
 LTX2 = dict(
-    in_channels=4, out_channels=4, cross_attention_dim=32, audio_in_channels=4, audio_out_channels=4,
-    audio_num_attention_heads=2, audio_attention_head_dim=8, audio_cross_attention_dim=16, num_layers=2,
-    caption_channels=TEXT, rope_double_precision=False, **HEADS,
+    cross_attention_dim=32, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+    audio_attention_head_dim=8, audio_cross_attention_dim=16, caption_channels=TEXT, rope_double_precision=False,
+    **LATENT, **HEADS,
+)  # fmt: skip
+COG = dict(
+    in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT, sample_frames=9, max_text_seq_length=WORDS,
+    use_rotary_positional_embeddings=True, **SAMPLE, **HEADS,
 )  # fmt: skip
 
 VIDEO = {
     "CogVideoXTransformer3DModel": Denoiser(
-        lambda: CogVideoXTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=8,
-            text_embed_dim=TEXT,
-            num_layers=2,
-            sample_frames=9,
-            max_text_seq_length=WORDS,
-            use_rotary_positional_embeddings=True,
-            **SAMPLE,
-            **HEADS,
-        ),
-        _frames_first,
+        lambda: CogVideoXTransformer3DModel(num_layers=2, **COG),
+        frames_first(),
         together(words, _cog_turns),
         whole,
     ),
     "ConsisIDTransformer3DModel": Denoiser(
         lambda: ConsisIDTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=8,
-            text_embed_dim=TEXT,
             num_layers=4,
-            sample_frames=9,
-            max_text_seq_length=WORDS,
-            use_rotary_positional_embeddings=True,
             is_train_face=True,
             cross_attn_interval=2,
             cross_attn_dim_head=4,
@@ -163,25 +150,22 @@ VIDEO = {
             LFE_output_dim=21,
             LFE_ff_mult=1,
             LFE_num_scale=1,
-            **SAMPLE,
-            **HEADS,
+            **COG,
         ),
-        _frames_first,
+        frames_first(),
         together(words, _cog_turns, _face),
         whole,
     ),
     "CosmosTransformer3DModel": Denoiser(
         # the padding mask needs torchvision, which is optional
         lambda: CosmosTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
             text_embed_dim=TEXT,
             adaln_lora_dim=4,
             max_size=(4, 16, 16),
             concat_padding_mask=False,
             extra_pos_embed_type="learnable",
             mlp_ratio=1.0,
+            **LATENT,
             **HEADS,
         ),
         film(),
@@ -202,9 +186,6 @@ VIDEO = {
     ),
     "LatteTransformer3DModel": Denoiser(
         lambda: LatteTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
             cross_attention_dim=32,
             sample_size=8,
             patch_size=2,
@@ -213,6 +194,7 @@ VIDEO = {
             norm_elementwise_affine=False,
             caption_channels=TEXT,
             video_length=3,
+            **LATENT,
             **HEADS,
         ),
         film(),
@@ -220,9 +202,7 @@ VIDEO = {
         whole,
     ),
     "LTXVideoTransformer3DModel": Denoiser(
-        lambda: LTXVideoTransformer3DModel(
-            in_channels=4, out_channels=4, cross_attention_dim=32, num_layers=2, caption_channels=TEXT, **HEADS
-        ),
+        lambda: LTXVideoTransformer3DModel(cross_attention_dim=32, caption_channels=TEXT, **LATENT, **HEADS),
         tokens(4),
         _ltx,
     ),
@@ -241,22 +221,11 @@ VIDEO = {
             **HEADS,
         ),
         film(),
-        lambda seed, size: {
-            **masked_words(seed, size),
-            "encoder_attention_mask": torch.ones(1, WORDS, dtype=torch.bool),
-        },
+        words_where,
     ),
     "EasyAnimateTransformer3DModel": Denoiser(
         lambda: EasyAnimateTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            patch_size=2,
-            num_layers=2,
-            mmdit_layers=2,
-            time_embed_dim=8,
-            text_embed_dim=TEXT,
-            **SAMPLE,
-            **HEADS,
+            patch_size=2, mmdit_layers=2, time_embed_dim=8, text_embed_dim=TEXT, **LATENT, **SAMPLE, **HEADS
         ),
         film(),
         words,
@@ -264,16 +233,13 @@ VIDEO = {
     "SanaVideoTransformer3DModel": Denoiser(
         lambda: SanaVideoTransformer3DModel(
             in_channels=4,
-            out_channels=4,
-            num_layers=2,
             num_attention_heads=2,
             attention_head_dim=12,
-            num_cross_attention_heads=2,
             cross_attention_head_dim=12,
             cross_attention_dim=24,
-            caption_channels=TEXT,
             sample_size=8,
             rope_max_seq_len=32,
+            **SANA,
         ),
         film(),
         words,

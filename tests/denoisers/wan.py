@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2K
 from torch.nn.attention.flex_attention import create_block_mask
 
 from ..models import normal
-from .base import TEXT, WORDS, Denoiser, film, together, words
+from .base import TEXT, WORDS, Denoiser, film, frames_first, together, words
 
 SMALL = dict(
     num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=TEXT, freq_dim=16, ffn_dim=32
@@ -45,10 +45,6 @@ def _history(seed: int, size: int):
         "indices_latents_history_short": torch.arange(2, 4)[None],
         "latents_history_short": normal(1, 4, 2, 8, 4 * size, seed=seed + 3),
     }
-
-
-def _frames_first(seed: int, size: int):
-    return {"hidden_states": normal(1, 3, 4, 8, 4 * size, seed=seed)}
 
 
 def _flow_map(level: float):
@@ -156,11 +152,11 @@ WAN = {
         lambda: HeliosTransformer3DModel(num_layers=2, rope_dim=(4, 4, 4), **SMALL), film(), together(words, _history)
     ),
     "AnyFlowTransformer3DModel": Denoiser(
-        lambda: AnyFlowTransformer3DModel(num_layers=2, rope_max_seq_len=32, **SMALL), _frames_first, words, _flow_map
+        lambda: AnyFlowTransformer3DModel(num_layers=2, rope_max_seq_len=32, **SMALL), frames_first(), words, _flow_map
     ),
     "AnyFlowFARTransformer3DModel": Denoiser(
         _far,
-        _frames_first,
+        frames_first(),
         together(words, _chunks),
         _flow_map,
     ),
