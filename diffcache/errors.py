@@ -22,6 +22,10 @@ class NothingSkippedWarning(UserWarning):
     """A method that may skip was on for a whole trajectory and computed every step."""
 
 
+class UncompiledWarning(UserWarning):
+    """A compiled module runs uncompiled because the method caches something inside it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for an unknown name: what it is, the closest known one first, then the rest.
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from .errors import ConfigError, UnsupportedModelError
 from .hooks.anatomy import find_denoisers, inspect_class, inspect_denoiser
+from .hooks.compiled import unwrapped
 from .hooks.denoiser import make_site
 from .hooks.handle import ATTRIBUTE, Handle
 from .methods import MethodConfig, make_config
@@ -41,7 +42,8 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
     if isinstance(pipe, nn.Module):
         raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
     config = make_config(method, **overrides)
-    _install(pipe, find_denoisers(pipe), config, _boundary(pipe))
+    models = {name: unwrapped(model) for name, model in find_denoisers(pipe).items()}
+    _install(pipe, models, config, _boundary(pipe))
     return pipe
 
 
@@ -59,7 +61,8 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} is not a torch.nn.Module: use accelerate_pipeline")
     config = make_config(method, **overrides)
-    _install(model, {"denoiser": model}, config, None)
+    inner = unwrapped(model)
+    _install(inner, {"denoiser": inner}, config, None)
     return model
 
 
@@ -99,7 +102,7 @@ def _boundary(pipe: Any) -> float | None:
 
 def handle_of(pipe_or_model: Any) -> Handle | None:
     """The handle of an accelerated pipeline or denoiser, or None."""
-    return getattr(pipe_or_model, "__dict__", {}).get(ATTRIBUTE)
+    return getattr(unwrapped(pipe_or_model), "__dict__", {}).get(ATTRIBUTE)
 
 
 def restore(pipe_or_model: Any) -> None:
@@ -149,6 +152,7 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
         yield
     finally:
         clock.end()
+    handle.wrapper = model if unwrapped(model) is not model else None
         clock.unwatch()
 
 
@@ -180,7 +184,7 @@ def supports(model: Any, method: Method = "worldcache") -> Support:
             inspect_class(model)
         else:
             models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
-            for denoiser in models.values():
+            for denoiser in map(unwrapped, models.values()):
                 make_site(denoiser, inspect_denoiser(denoiser), config.recipe())
     except UnsupportedModelError as error:
         return Support("refused", str(error))

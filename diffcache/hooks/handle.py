@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import deque
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ..errors import NothingSkippedWarning
+from ..errors import NothingSkippedWarning, UncompiledWarning
 from .anatomy import Anatomy
+from .attach import settle, unsettle
 from .clock import Clock
+from .compiled import unwrapped
+from .copying import COPIER, copy_plain
 from .denoiser import DenoiserHook
 from .recipe import Recipe
 from .stats import Stats
@@ -21,6 +26,10 @@ _KEPT = 4096
 
 class Handle:
     """One method on one pipeline or denoiser. Reached as ``pipe.diffcache`` or ``model.diffcache``.
+
+    ``copy.deepcopy`` of what is accelerated, pipeline or bare denoiser, gives one that is accelerated by the same
+    method and shares nothing with the original: its handle is its own and has no numbers yet. A denoiser copied out of
+    an accelerated pipeline is a plain model, for there is no pipeline that would drive it.
 
     Args:
         owner: the pipeline, or the bare denoiser.
@@ -33,13 +42,15 @@ class Handle:
         self, owner: Any, denoisers: dict[str, tuple[nn.Module, Anatomy]], recipe: Recipe, boundary: float | None
     ) -> None:
         self.owner = owner
-        self.recipe = recipe
+        self.recipe, self.boundary = recipe, boundary
         # A pipeline's user may swap its scheduler later; a bare model has none.
         self.clock = Clock(None if isinstance(owner, nn.Module) else owner)
         self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {
             name: (model, DenoiserHook(name, model, anatomy, recipe, self.clock, boundary))
             for name, (model, anatomy) in denoisers.items()
         }
+        #: what ``torch.compile(model)`` returned for a bare denoiser, if that is what its user calls
+        self.wrapper: nn.Module | None = None
         self.reset()
 
     # -- public ----------------------------------------------------------------------------------------------------
@@ -72,8 +83,10 @@ class Handle:
         for model, hook in self.hooks.values():
             hook.uninstall(model)
             model.__dict__.pop(ATTRIBUTE, None)
+            unsettle(model)
         self.owner.__dict__.pop(ATTRIBUTE, None)
 
+            model.__dict__.pop(COPIER, None)
     # -- lifetime --------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
@@ -83,6 +96,7 @@ class Handle:
                 hook.install(model)
                 self.clock.listen(hook.leave)
                 model.__dict__[ATTRIBUTE] = self
+                model.__dict__[COPIER] = partial(self._copy_model, model)
             self.clock.listen(self._finish, self._check_denoisers)
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
@@ -99,6 +113,30 @@ class Handle:
         if not segments:
             return
         reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
+    def _copy_model(self, model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        twin = copy_plain(model, memo, (ATTRIBUTE,))
+        if model is self.owner:
+            self._again(twin, {model: twin})
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        owner = memo.get(id(self.owner))
+        if owner is None:
+            return self  # a handle belongs to its owner
+        handle = self._again(owner, {model: copy.deepcopy(model, memo) for model, _ in self.hooks.values()})
+        scheduler = copy.deepcopy(getattr(self.owner, "scheduler", None), memo)
+        for tap in [value for value in vars(scheduler or self).values() if getattr(value, "clock", None) is self.clock]:
+            tap.remove()  # the copy of a scheduler is heard by the same clock: right for a pipeline that copies its own
+        handle.clock.watch(scheduler)
+        return handle
+
+    def _again(self, owner: Any, twins: dict[nn.Module, nn.Module]) -> Handle:
+        """The same method on copies."""
+        denoisers = {name: (twins[model], hook.anatomy) for name, (model, hook) in self.hooks.items()}
+        handle = Handle(owner, denoisers, self.recipe, self.boundary)
+        handle.install()
+        return handle
+
         idle = all(s.predicted + s.partial == 0 for s in segments)
         self._reason = reasons[0] if idle and reasons and self._may_skip else None
         steps = sum(len(s.decisions) for s in segments if s.branch == segments[0].branch)
@@ -115,7 +153,17 @@ class Handle:
     def _check_denoisers(self) -> None:
         """The user may have put another denoiser into the pipeline since: it runs bare, and that must be said."""
         for name, (model, _) in self.hooks.items():
-            if getattr(self.owner, name, model) is not model and not self._warned:
+            current = self.wrapper if self.wrapper is not None else getattr(self.owner, name, model)
+            if unwrapped(current) is model:
+                if settle(model, None if current is model else current) and not self._warned:
+                    self._warned = True
+                    warnings.warn(
+                        f"{self.recipe.name}: site {self.recipe.site} looks inside what is compiled, so that runs "
+                        "uncompiled; compile the blocks (model.compile_repeated_blocks()) or choose site output",
+                        UncompiledWarning,
+                        stacklevel=2,
+                    )
+            elif not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"{self.recipe.name}: {name} was replaced since; accelerate the pipeline again",
