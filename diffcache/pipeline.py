@@ -145,6 +145,7 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
     if handle is None:
         yield
         return
+    handle.wrapper = model if unwrapped(model) is not model else None
     clock = handle.clock
     clock.watch(scheduler)
     clock.begin(num_inference_steps, scheduler)
@@ -152,7 +153,6 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
         yield
     finally:
         clock.end()
-    handle.wrapper = model if unwrapped(model) is not model else None
         clock.unwatch()
 
 

@@ -81,12 +81,12 @@ class Handle:
         """Take everything off; the owner is as it was before."""
         self.clock.close()
         for model, hook in self.hooks.values():
+            unsettle(model)
             hook.uninstall(model)
             model.__dict__.pop(ATTRIBUTE, None)
-            unsettle(model)
+            model.__dict__.pop(COPIER, None)
         self.owner.__dict__.pop(ATTRIBUTE, None)
 
-            model.__dict__.pop(COPIER, None)
     # -- lifetime --------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
@@ -104,15 +104,6 @@ class Handle:
             self.restore()
             raise
 
-    def _active(self) -> list[tuple[nn.Module, DenoiserHook]]:
-        return [pair for pair in self.hooks.values() if pair[1].in_trajectory]
-
-    def _finish(self) -> None:
-        active = self._active()
-        segments = [s for _, hook in active for s in hook.stats()]
-        if not segments:
-            return
-        reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
     def _copy_model(self, model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         twin = copy_plain(model, memo, (ATTRIBUTE,))
         if model is self.owner:
@@ -137,6 +128,15 @@ class Handle:
         handle.install()
         return handle
 
+    def _active(self) -> list[tuple[nn.Module, DenoiserHook]]:
+        return [pair for pair in self.hooks.values() if pair[1].in_trajectory]
+
+    def _finish(self) -> None:
+        active = self._active()
+        segments = [s for _, hook in active for s in hook.stats()]
+        if not segments:
+            return
+        reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
         idle = all(s.predicted + s.partial == 0 for s in segments)
         self._reason = reasons[0] if idle and reasons and self._may_skip else None
         steps = sum(len(s.decisions) for s in segments if s.branch == segments[0].branch)
