@@ -1,4 +1,4 @@
-"""The command line: ``diffcache sample | methods | models | info | doctor``.
+"""The command line: ``diffcache sample | calibrate | methods | models | info | doctor``.
 
 Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted; an error is one line
 on stderr. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
@@ -6,6 +6,7 @@ on stderr. Everything heavy is imported inside the commands, so that ``--help`` 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from . import __version__
+from .cli_calibrate import EPILOG, calibrate
+from .cli_options import Debug, state
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError, unknown
 
 if TYPE_CHECKING:
@@ -31,14 +34,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_state = {"debug": False}
-
-
-def _debug(value: bool) -> None:
-    _state["debug"] = _state["debug"] or value
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)]
 
 
 def _version(value: bool) -> None:
@@ -96,6 +91,9 @@ def sample(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated (diffcache methods)."),
     ] = None,
+    schedule: Annotated[
+        Path | None, typer.Option(help="Calibrated methods: the file that diffcache calibrate wrote.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="File to write: .png, .gif or .mp4.", show_default="out/<model>.png"),
@@ -125,7 +123,8 @@ def sample(
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
     from .media.session import open_session  # loads torch: not before everything light is checked
 
-    session = open_session(model, method, settings or [], request, dtype, device)
+    settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
+    session = open_session(model, method, settings, request, dtype, device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
@@ -163,6 +162,9 @@ def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
         ("against dense", f"PSNR {psnr_text(pair.fidelity.psnr)}, SSIM {pair.fidelity.ssim:.4f}"),
         *pair.fast.facts(),
     ]
+
+
+app.command(epilog=EPILOG)(calibrate)
 
 
 @app.command(epilog="Examples:\n\n  diffcache methods\n\n  diffcache methods worldcache")
@@ -246,7 +248,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if type(error).__name__ == "Abort":
             sys.exit(130)
-        if _state["debug"]:
+        if state["debug"]:
             raise
         code, text = _explain(error, sys.argv[1:] if arguments is None else arguments)
         print(f"error: {text}", file=sys.stderr)

@@ -15,6 +15,7 @@ from .hooks.anatomy import find_denoisers, inspect_class, inspect_denoiser
 from .hooks.compiled import unwrapped
 from .hooks.denoiser import make_site
 from .hooks.handle import ATTRIBUTE, Handle
+from .hooks.identity import identify
 from .methods import MethodConfig, make_config
 
 Pipe = TypeVar("Pipe")
@@ -37,7 +38,8 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
     Raises:
         UnsupportedModelError: no transformer denoiser in the pipeline.
         ConfigError: unknown method or field, or a value out of range.
-        ScheduleFileError: a configuration file that cannot be read.
+        ScheduleFileError: a configuration or schedule file that cannot be read, or a schedule that was made for
+            another model or sampler (another number of steps is refused when the trajectory begins).
     """
     if isinstance(pipe, nn.Module):
         raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
@@ -73,6 +75,11 @@ def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, bou
         # A world model's pipeline may name the channel groups of its denoiser's output.
         recipe = replace(recipe, modalities=tuple(getattr(owner, "modalities", ())))
     _check_modalities(recipe.modalities, denoisers)
+    if recipe.calibration is not None:
+        recipe.calibration.check_models({name: identify(*found) for name, found in denoisers.items()})
+        if not isinstance(owner, nn.Module):
+            scheduler = getattr(owner, "scheduler", None)
+            recipe.calibration.check_sampler(None if scheduler is None else type(scheduler).__name__)
     for model in models.values():
         present = handle_of(model)
         if present is not None and present.owner is not owner and present.owner is not model:
@@ -146,6 +153,7 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
         yield
         return
     handle.wrapper = model if unwrapped(model) is not model else None
+    handle.meet(scheduler)
     clock = handle.clock
     clock.watch(scheduler)
     clock.begin(num_inference_steps, scheduler)
@@ -179,13 +187,14 @@ def supports(model: Any, method: Method = "worldcache") -> Support:
     transformer denoiser of diffusers is measured in ``docs/support.md``.
     """
     config = make_config(method)
+    recipe = make_config(config, max_skip=0).recipe()  # never skips, so it needs no calibration
     try:
         if isinstance(model, type):
             inspect_class(model)
         else:
             models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
             for denoiser in map(unwrapped, models.values()):
-                make_site(denoiser, inspect_denoiser(denoiser), config.recipe())
+                make_site(denoiser, inspect_denoiser(denoiser), recipe)
     except UnsupportedModelError as error:
         return Support("refused", str(error))
     return Support("exact" if config.max_skip == 0 else "works")

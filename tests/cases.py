@@ -22,7 +22,7 @@ SKIPPING: dict[str, Case] = {
     "hicache": ("hicache", dict(interval=3)),
     "interval-block": ("interval", dict(interval=3, site="block", predictor="linear")),
     "fbcache-body": ("fbcache", dict(threshold=10.0, max_skip=3)),
-    "teacache-body": ("teacache", dict(threshold=1e9, max_skip=3)),
+    "teacache-body": ("teacache", dict(threshold=1e9, max_skip=3, polynomial=(1.0, 0.0))),
     "magcache-body": ("magcache", dict(ratios=(1.0,) * 12)),
     "steps": ("steps", dict(steps=(0, 1, 2, 5, 8), predictor="linear")),
 }

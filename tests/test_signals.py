@@ -13,9 +13,12 @@ from diffcache.schedules import POLYNOMIALS
 from .models import FAMILIES, decisions, sample, walk_steps, wan
 from .reads import Reads, ignore_inside, watched
 
+#: teacache without a calibration: the distance itself
+DISTANCE = (1.0, 0.0)
+
 LISTENING = {
     "fbcache": dict(threshold=0.6, max_skip=3),
-    "teacache": dict(threshold=1.0),
+    "teacache": dict(threshold=1.0, polynomial=DISTANCE),
     "easycache": dict(threshold=1.0, warmup=2),
 }
 
@@ -71,7 +74,7 @@ def test_a_step_is_read_at_most_once(family, method):
 
 @pytest.mark.parametrize("method", ["fbcache", "teacache"])
 def test_a_still_sample_does_not_hide_one_that_moves(method):
-    settings = dict(fbcache=dict(threshold=0.05), teacache=dict(threshold=0.05))[method]
+    settings = dict(fbcache=dict(threshold=0.05), teacache=dict(threshold=0.05, polynomial=DISTANCE))[method]
     model, kind = FAMILIES["wan"].build(0), FAMILIES["wan"]
     alone = accelerate_model(model, method, **settings)
     run("wan", alone, speed=1.0)
@@ -101,7 +104,7 @@ def test_an_input_that_is_not_finite_is_computed(method):
 def test_a_larger_threshold_never_computes_more(method):
     counts = []
     for threshold in (0.0, 0.05, 0.2, 1.0, 10.0):
-        model = accelerate_model(FAMILIES["wan"].build(0), method, threshold=threshold)
+        model = accelerate_model(FAMILIES["wan"].build(0), method, **{**LISTENING[method], "threshold": threshold})
         run("wan", model)
         counts.append(decisions(model)[0].count("F"))
     assert counts == sorted(counts, reverse=True)
@@ -136,7 +139,7 @@ def test_first_and_last_must_leave_a_block():
 
 
 def test_teacache_runs_no_matrix_of_a_predicted_step_beyond_the_first_norm():
-    model = accelerate_model(wan(0), "teacache", threshold=1e9)
+    model = accelerate_model(wan(0), "teacache", threshold=1e9, polynomial=DISTANCE)
     ran = []
     for name in ("attn1.to_q", "attn2.to_q", "ffn.net.2"):
         model.blocks[0].get_submodule(name).register_forward_pre_hook(lambda m, a: ran.append(1))

@@ -46,11 +46,13 @@ class Handle:
         # A pipeline's user may swap its scheduler later; a bare model has none.
         self.clock = Clock(None if isinstance(owner, nn.Module) else owner)
         self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {
-            name: (model, DenoiserHook(name, model, anatomy, recipe, self.clock, boundary))
+            name: (model, DenoiserHook(name, model, anatomy, recipe.of(name), self.clock, boundary))
             for name, (model, anatomy) in denoisers.items()
         }
         #: what ``torch.compile(model)`` returned for a bare denoiser, if that is what its user calls
         self.wrapper: nn.Module | None = None
+        #: class name of the sampler of the last trajectory
+        self.sampler: str | None = None
         self.reset()
 
     # -- public ----------------------------------------------------------------------------------------------------
@@ -89,6 +91,12 @@ class Handle:
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
+    def meet(self, scheduler: Any) -> None:
+        """A trajectory begins with ``scheduler``; raises ScheduleFileError if the calibration is for another."""
+        self.sampler = None if scheduler is None else type(scheduler).__name__
+        if self.recipe.calibration is not None:
+            self.recipe.calibration.check_sampler(self.sampler)
+
     def install(self) -> None:
         """Put the hooks on. If one of them fails, none stays."""
         try:
@@ -97,7 +105,7 @@ class Handle:
                 self.clock.listen(hook.leave)
                 model.__dict__[ATTRIBUTE] = self
                 model.__dict__[COPIER] = partial(self._copy_model, model)
-            self.clock.listen(self._finish, self._check_denoisers)
+            self.clock.listen(self._finish, self._begin)
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
         except BaseException:
@@ -149,6 +157,11 @@ class Handle:
             warnings.warn(
                 f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2
             )
+
+    def _begin(self) -> None:
+        self._check_denoisers()
+        if not isinstance(self.owner, nn.Module):
+            self.meet(getattr(self.owner, "scheduler", None))
 
     def _check_denoisers(self) -> None:
         """The user may have put another denoiser into the pipeline since: it runs bare, and that must be said."""

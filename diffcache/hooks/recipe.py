@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..predictors import Fit, Horizon, Moments, Predictor
 from ..predictors.base import Slope
 from ..schedules import Schedule
+from ..schedules.calibration import Calibration
 
 #: (fit, moments and slopes of each modality, coming horizons with a leading axis) -> drift of each, shape [n]
 Drift = Callable[[Fit, Sequence[Moments], Sequence[tuple[Slope, ...]], Horizon], Tensor]
@@ -37,6 +39,8 @@ class Recipe:
         signal: what the schedule hears (see :mod:`diffcache.schedules.change`), or None.
         first, last: of site ``body``, blocks before and behind it that always run.
         kinds: of sites ``block`` and ``module``, which kinds of unit are cached (see :mod:`.modules`).
+        calibration: what the method's numbers were measured on, or None; another model or sampler is refused.
+        calibrated: with a calibration, makes the schedule of the denoiser of that name; has precedence.
     """
 
     name: str
@@ -52,3 +56,9 @@ class Recipe:
     signal: str | None = None
     first: int = 0
     last: int = 0
+    calibration: Calibration | None = None
+    calibrated: Callable[[str], Schedule] | None = None
+
+    def of(self, expert: str) -> Recipe:
+        """The recipe of the denoiser ``expert``."""
+        return self if self.calibrated is None else replace(self, schedule=partial(self.calibrated, expert))

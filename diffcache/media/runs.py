@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ScheduleFileError
 from ..hooks.stats import Stats
 from ..methods import MethodConfig, make_config
 from ..pipeline import accelerated
@@ -107,7 +107,7 @@ def run_once(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
         begin = time.perf_counter()
         try:
             output = pipe(**call.arguments, **extra, generator=torch.Generator("cpu").manual_seed(seed))
-        except ConfigError:
+        except (ConfigError, ScheduleFileError):
             raise
         except ValueError as error:
             # A pipeline answers ValueError to sizes and texts that it cannot take.
@@ -121,7 +121,8 @@ def run_pair(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
     """Dense and accelerated in turn, ``repeats`` times after a short warm-up of each; dense is the method ``none``,
     so that both are timed by the same stopwatch."""
     none = make_config("none")
-    short = Call({**call.arguments, "num_inference_steps": min(call.steps, WARMUP_STEPS)})
+    fixed = getattr(config, "schedule", None) is not None  # a calibration holds for its own number of steps only
+    short = call if fixed else Call({**call.arguments, "num_inference_steps": min(call.steps, WARMUP_STEPS)})
     for turn, warm in enumerate((none, config), 1):
         run_once(pipe, short, seed, warm, on_step, f"warm-up {turn}/2")
     dense, fast = [], []

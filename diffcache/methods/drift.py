@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 from ..errors import ConfigError, unknown
 from ..hooks.recipe import Recipe
 from ..predictors import Taylor
-from ..schedules import NEVER, POLYNOMIALS, RATIOS, EasyCache, FirstBlock, MagCache, TeaCache
+from ..schedules import IDENTITY, NEVER, POLYNOMIALS, RATIOS, EasyCache, FirstBlock, MagCache, TeaCache
+from ..schedules.calibration import Expert
 from .base import MethodConfig
+from .calibrated import CalibratedConfig
 from .checks import check_number
 
 
@@ -64,20 +66,25 @@ _HEARD = {name: p.coefficients for name, p in POLYNOMIALS.items() if p.measured 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeaCacheConfig(MethodConfig):
+class TeaCacheConfig(CalibratedConfig):
     """TeaCache (arXiv 2411.19108): the change of the first block's modulated input, rescaled and summed over steps.
 
     The first block runs up to its attention; if the sum stays below ``threshold``, the residual over all blocks is
     reused. Memory of one branch: ``2 * numel(hidden) * element_size + 8 * batch`` bytes.
 
+    The rescaling is a polynomial of the model: from a calibration, published, or given. A calibrated one is not
+    extrapolated: a change larger than any that it was fitted to computes the step.
+
     Args:
-        threshold: limit of the sum, in units of the polynomial.
-        published: name of a published polynomial, or None for the distance itself.
-        polynomial: coefficients, highest power first; has precedence over ``published``.
+        threshold: limit of the sum, in units of the polynomial (a calibrated one: relative L1 change of the output).
+        schedule: schedule file that ``diffcache calibrate`` wrote; has precedence over the next two.
+        published: name of a published polynomial.
+        polynomial: coefficients, highest power first; has precedence over ``published``. (1, 0) is the distance itself.
     """
 
     method: ClassVar[str] = "teacache"
     summary: ClassVar[str] = "the modulated input's summed change decides about all blocks (TeaCache)"
+    numbers: ClassVar[dict[str, int]] = {"polynomial": 1, "fitted": 1}
 
     warmup: int = 1
     max_skip: int = 64
@@ -91,6 +98,7 @@ class TeaCacheConfig(MethodConfig):
         super().__post_init__()
 
     def validate(self) -> None:
+        super().validate()
         check_number("threshold", self.threshold, 0, math.inf, whole=False)
         if self.published is not None and self.published not in _HEARD:
             raise ConfigError(f"published: {unknown('polynomial', str(self.published), _HEARD)}")
@@ -100,24 +108,32 @@ class TeaCacheConfig(MethodConfig):
             check_number("polynomial", coefficient, -math.inf, math.inf, whole=False)
 
     def recipe(self) -> Recipe:
-        published = _HEARD[self.published] if self.published else (1.0, 0.0)
-        polynomial = self.polynomial or published
-        return Recipe(
+        polynomial = self.polynomial or (_HEARD[self.published] if self.published else ())
+        if not polynomial and self.needs_calibration:
+            raise self.uncalibrated("polynomial", "polynomial", [*_HEARD], "polynomial=[1,0] for the bare distance")
+        settings = (self.threshold, self.warmup, self.cooldown, self.max_skip)
+        recipe = Recipe(
             self.method,
             self,
             "body",
-            lambda: TeaCache(self.threshold, self.warmup, self.cooldown, self.max_skip, polynomial),
+            lambda: TeaCache(*settings, polynomial or IDENTITY),
             Taylor(0),
             signal="modulated",
         )
+        return self.calibrate(recipe, lambda known: TeaCache(*settings, *_fit(known)))
+
+
+def _fit(expert: Expert) -> tuple[tuple[float, ...], tuple[float, float]]:
+    low, high = expert.numbers["fitted"].tolist()
+    return tuple(expert.numbers["polynomial"].tolist()), (low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagCacheConfig(MethodConfig):
+class MagCacheConfig(CalibratedConfig):
     """MagCache (arXiv 2506.09045): the residual over all blocks is reused while its modelled change is small.
 
-    The change is known before the run from magnitude ratios, measured once a model
-    (:func:`diffcache.schedules.ratios` makes them of residual norms).
+    The change is known before the run from magnitude ratios, measured once a model. A calibration holds those of each
+    branch; a step is computed as soon as one branch wants it.
 
     Memory of one branch: ``numel(hidden) * element_size + 8 * batch`` bytes.
 
@@ -125,12 +141,14 @@ class MagCacheConfig(MethodConfig):
         threshold: limit of the summed modelled error.
         max_skip: longest run of predicted steps.
         retention: share of the steps, from the first on, that are always computed.
+        schedule: schedule file that ``diffcache calibrate`` wrote; has precedence over the next two.
         published: name of published ratios.
         ratios: measured ratios, one a step; has precedence over ``published``. Resampled for another number of steps.
     """
 
     method: ClassVar[str] = "magcache"
     summary: ClassVar[str] = "calibrated magnitude ratios decide ahead which steps are reused (MagCache)"
+    numbers: ClassVar[dict[str, int]] = {"ratios": 2}
 
     warmup: int = 1
     max_skip: int = 3
@@ -145,6 +163,7 @@ class MagCacheConfig(MethodConfig):
         super().__post_init__()
 
     def validate(self) -> None:
+        super().validate()
         check_number("threshold", self.threshold, 0, math.inf, whole=False)
         check_number("retention", self.retention, 0, 1, whole=False)
         if self.published is not None and self.published not in RATIOS:
@@ -156,12 +175,11 @@ class MagCacheConfig(MethodConfig):
 
     def recipe(self) -> Recipe:
         ratios = self.ratios or (RATIOS[self.published] if self.published else ())
-        if not ratios and self.max_skip:
-            raise ConfigError(
-                f"ratios: magcache needs the model's magnitude ratios, one a step, or published={'|'.join(RATIOS)}"
-            )
+        if not ratios and self.needs_calibration:
+            raise self.uncalibrated("ratios", "magnitude ratios", RATIOS)
         settings = (self.threshold, self.warmup, self.cooldown, self.max_skip, self.retention)
-        return Recipe(self.method, self, "body", lambda: MagCache(ratios or (1.0,), *settings), Taylor(0))
+        recipe = Recipe(self.method, self, "body", lambda: MagCache(ratios or (1.0,), *settings), Taylor(0))
+        return self.calibrate(recipe, lambda known: MagCache(known.numbers["ratios"].tolist(), *settings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,19 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from .base import Schedule
+from .bound import Bound
 
 
-class MagCache(Schedule):
+class MagCache(Bound):
     """Magnitude-aware caching (arXiv 2506.09045): predict while the modelled error of reuse stays small.
 
     The error of reusing step ``last`` at step t is modelled as ``|1 - gamma_(last+1) * ... * gamma_t|``, and summed
-    over the run; a step is computed when the sum, itself included, exceeds ``threshold``.
+    over the run; a step is computed when the sum, itself included, exceeds ``threshold``. The branches of a step are
+    decided together, so with ratios of several the step is computed as soon as one of them wants it.
 
     Args:
-        ratios: gamma of each step, of any number of steps: see :func:`ratios` and :data:`.published.RATIOS`.
+        ratios: gamma of each step, of any number of steps: see :func:`ratios` and :data:`.published.RATIOS`; or one
+            such sequence for each branch.
         threshold: delta. The release takes 0.24 for FLUX and Wan2.1-14B, 0.12 for Wan2.1-1.3B; diffusers 0.06.
         max_skip: K. The release takes 5 for FLUX, 6 and 4 for Wan2.1; diffusers 3.
         retention: share of the steps, from the first on, that are always computed (rounded, halves up). The
@@ -28,7 +30,7 @@ class MagCache(Schedule):
 
     def __init__(
         self,
-        ratios: Sequence[float],
+        ratios: Sequence[float] | Sequence[Sequence[float]],
         threshold: float,
         warmup: int = 1,
         cooldown: int = 1,
@@ -37,20 +39,22 @@ class MagCache(Schedule):
     ) -> None:
         if not ratios:
             raise ValueError("ratios: needs the magnitude ratio of at least one step")
-        self.ratios, self.threshold, self.retention = tuple(ratios), threshold, retention
+        several = isinstance(ratios[0], Sequence)
+        self.ratios = tuple(tuple(row) for row in (ratios if several else [ratios]))
+        self.threshold, self.retention = threshold, retention
         self._least = warmup
         super().__init__(warmup, cooldown, max_skip)
 
     def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
         super().start(total, timesteps)
         self.warmup = max(self._least, int(self.retention * (total or 0) + 0.5))
-        self._gammas = resample(self.ratios, total or 0)
+        self._gammas = [resample(row, total or 0) for row in self.ratios]
 
     def placed(self, step: int) -> bool:
         if self.last < 0:
             return True
-        error = skip_error(self._gammas[self.last + 1 : step + 1])
-        return not (isfinite(error) and error <= self.threshold)
+        errors = [skip_error(row[self.last + 1 : step + 1]) for row in self._gammas]
+        return not all(isfinite(error) and error <= self.threshold for error in errors)
 
 
 def skip_error(gammas: Sequence[float]) -> float:

@@ -6,9 +6,10 @@ What each signal is and how it is measured is said in :mod:`diffcache.schedules.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 from .base import NEVER, Schedule
+from .bound import Bound
 
 #: TeaCache's rescaling where none was fitted: the distance itself.
 IDENTITY = (1.0, 0.0)
@@ -67,7 +68,7 @@ class Accumulated(Schedule):
         return not (isfinite(self.sum) and self.sum < self.threshold)
 
 
-class TeaCache(Accumulated):
+class TeaCache(Bound, Accumulated):
     """Timestep-embedding-aware caching (arXiv 2411.19108, section 3: caching strategy).
 
     The relative L1 change of the modulated input, rescaled by a polynomial that was fitted to the change of the
@@ -79,6 +80,8 @@ class TeaCache(Accumulated):
         threshold: delta, in units of the polynomial. The release names 0.25 to 0.8 for FLUX, 0.1 and 0.15 for
             HunyuanVideo.
         polynomial: coefficients, highest power first; fitted ones are in :data:`.published.POLYNOMIALS`.
+        fitted: smallest and largest distance that the polynomial was fitted to. Given, nothing is extrapolated: a
+            larger distance computes, a smaller one counts like the smallest, and no step lowers the sum.
     """
 
     signal = "modulated"
@@ -90,13 +93,21 @@ class TeaCache(Accumulated):
         cooldown: int = 1,
         max_skip: int = NEVER,
         polynomial: Sequence[float] = IDENTITY,
+        fitted: tuple[float, float] | None = None,
     ) -> None:
         if not polynomial:
             raise ValueError("polynomial: needs at least one coefficient")
-        self.polynomial = tuple(polynomial)
+        self.polynomial, self.fitted = tuple(polynomial), fitted
         super().__init__(threshold, warmup, cooldown, max_skip)
 
     def rescale(self, drift: float) -> float:
+        if self.fitted is None:
+            return self._value(drift)
+        low, high = self.fitted
+        # "not <=" so that a NaN computes as well
+        return inf if not drift <= high else max(self._value(max(drift, low)), 0.0)
+
+    def _value(self, drift: float) -> float:
         value = 0.0
         for coefficient in self.polynomial:
             value = value * drift + coefficient
