@@ -1,0 +1,333 @@
+"""Exact savings: what a denoiser computes from prompt, positions and shapes alone is computed once a trajectory.
+
+One forward pass is watched operation by operation (:mod:`.flow`). A module call whose results were made from things
+that stay the same - text projections, keys and values of cross-attention, refiners that do not see the timestep, rotary
+tables - returns its first results from then on, the very same tensors. Nothing is taken on trust:
+
+* an answer is given only while all that it depends on is what it was: every argument that does not move by identity and
+  version, numbers and flags by value, shapes, torch's modes, weights, buffers;
+* the next call after the watched one computes everything again, with another sample and timestep, and what does not
+  come out bit for bit the same is never answered;
+* an answer that somebody has written to is dropped and computed again.
+
+In doubt a module computes: in training, with gradients, when compiled, where it draws random numbers, writes to what it
+was given, takes an object that may change, holds other people's hooks, or runs more than once in a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
+
+from .attach import attach, detach
+from .flow import storage_of, tensors_in
+from .given import Given
+from .outputs import flatten
+from .watch import EXACT_NAME, Plan, Slot, Watch, closed_modules
+
+Run = Callable[[], Any]
+
+#: passes that are watched in one trajectory at most: each one learns of another argument that moves
+_MOST_WATCHES = 3
+
+
+class _Answer:
+    """A result that is held.
+
+    Attributes:
+        slot: whose result it is.
+        turn: denoiser call in which it was made.
+        last: forward pass in which its module last ran or was answered.
+    """
+
+    __slots__ = ("last", "slot", "template", "tensors", "turn", "versions")
+
+    def __init__(self, slot: Slot, result: Any, turn: int, now: int) -> None:
+        tensors, self.template = flatten(result)
+        self.slot, self.turn, self.last = slot, turn, now
+        self.tensors = [_held(t, slot.copies) for t in tensors]
+        self.versions = [t._version for t in self.tensors]
+
+    def intact(self) -> bool:
+        """Whether nobody has written to it."""
+        return all(t._version == seen for t, seen in zip(self.tensors, self.versions, strict=True))
+
+    def give(self) -> Any:
+        """The module's return value."""
+        tensors = [t.clone() for t in self.tensors] if self.slot.copies else self.tensors
+        return tensors[0] if self.template.kind is Tensor else self.template.rebuild(tensors)
+
+    def equals(self, result: Any) -> Tensor | None:
+        """Whether ``result`` holds the same bits, as a flag on the device; None if it is of another form."""
+        tensors, template = flatten(result)
+        if template != self.template or list(map(_form, tensors)) != list(map(_form, self.tensors)):
+            return None
+        return torch.stack([(a == b).all() for a, b in zip(self.tensors, tensors, strict=True)]).all()
+
+
+def _held(tensor: Tensor, copy: bool) -> Tensor:
+    """The tensor, or a copy; one that counts its versions, which those made in inference mode do not."""
+    if tensor.is_inference():
+        with torch.inference_mode(False), torch.no_grad():
+            return tensor.clone()
+    return tensor.detach().clone() if copy else tensor.detach()
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+class _Verdicts:
+    """Flags on their way from the device to the host; nobody waits for them."""
+
+    def __init__(self, slots: Sequence[Slot], flags: Sequence[Tensor]) -> None:
+        self.slots, self._event = slots, None
+        stacked = torch.stack(list(flags))
+        if stacked.is_cuda:
+            self._flags = torch.empty(stacked.shape, dtype=torch.bool, pin_memory=True)
+            self._flags.copy_(stacked, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._flags = stacked if stacked.device.type == "cpu" else stacked.cpu()
+
+    def read(self) -> dict[Slot, bool] | None:
+        """The flags, or None if they have not arrived."""
+        if self._event is not None and not self._event.query():
+            return None
+        return dict(zip(self.slots, map(bool, self._flags.numpy()), strict=True))
+
+
+class ExactMemory:
+    """Answers of one branch, for one trajectory, and what they saved.
+
+    Memory: the sum, over the module calls that are answered, of ``numel(result) * element_size`` bytes.
+
+    Attributes:
+        calls: module calls answered from memory.
+        flops: of those calls (matrix products, convolutions, attention; a multiplication and an addition are 2).
+        peak_bytes: most that was held at any time.
+        turn: denoiser calls so far.
+        now: forward passes so far; a site may run the denoiser more than once in a call.
+    """
+
+    def __init__(self) -> None:
+        self.calls, self.flops, self.peak_bytes = 0, 0, 0
+        self.turn, self.now, self.watches = 0, 0, 0
+        self.edition = -1
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop every answer; the numbers stay."""
+        self.given: Given | None = None
+        self.plan: Plan | None = None
+        self.answers: dict[nn.Module, _Answer] = {}
+        self._doubts: list[tuple[Slot, Tensor]] = []
+        self._verdicts: _Verdicts | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        tensors = [t for answer in self.answers.values() for t in answer.tensors]
+        return sum({storage_of(t): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def keep(self, slot: Slot, result: Any) -> None:
+        """Hold what a module has just returned."""
+        self.answers[slot.module] = _Answer(slot, result, self.turn, self.now)
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+
+    def doubt(self, answer: _Answer, result: Any) -> None:
+        """Compare an answer with what its module returned in a later call; the outcome is known later."""
+        if self._verdicts is None and answer.turn != self.turn:
+            same = answer.equals(result)
+            if same is None:
+                self._judge(answer.slot, False)
+            else:
+                self._doubts.append((answer.slot, same))
+
+    def settle(self) -> None:
+        """Take note of comparisons that are done."""
+        if self._doubts:
+            self._verdicts = _Verdicts(*zip(*self._doubts, strict=True))
+            self._doubts = []
+        outcome = self._verdicts.read() if self._verdicts is not None else None
+        if outcome is not None:
+            self._verdicts = None
+            for slot, same in outcome.items():
+                self._judge(slot, same)
+
+    def _judge(self, slot: Slot, same: bool) -> None:
+        slot.proved = same
+        if not same:
+            self.plan.slots.pop(slot.module, None)
+            self.answers.pop(slot.module, None)
+
+
+class ExactSavings:
+    """The exact savings of one denoiser.
+
+    Args:
+        model: the denoiser.
+        moving: arguments that the sampler moves (sample and timestep); others that move are found out.
+        conditioning: arguments that the caller has proved to be the same within a branch.
+    """
+
+    def __init__(self, model: nn.Module, moving: Sequence[str], conditioning: Sequence[str]) -> None:
+        self._model, self._conditioning = model, frozenset(conditioning)
+        self._moving = set(moving)
+        self._plans: dict[Any, Plan] = {}
+        self._proved: set[nn.Module] = set()
+        self._hooks: dict[nn.Module, _AnswerHook] = {}
+        self._weights: Any = None
+        self._closed: set[nn.Module] | None = set()
+        self._edition = 0
+        #: whose answers hold in the pass under way
+        self.now: ExactMemory | None = None
+
+    def turn(self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any, run: Run, full: bool) -> Run:
+        """``run`` with answers from ``memory``, for one denoiser call.
+
+        Args:
+            memory: of the call's branch.
+            inputs: the call's arguments by name.
+            weights: fingerprint of the model's weights; another one drops every answer.
+            run: the denoiser's forward; it may run more than once.
+            full: whether the whole denoiser runs, so that it can be watched.
+        """
+        memory.turn += 1
+        if weights != self._weights:
+            self._weights = weights
+            self._drop_plans()
+        if memory.edition < 0:
+            self._examine()
+        if memory.edition != self._edition:
+            memory.forget()
+            memory.edition = self._edition
+        if self._closed is None or self._learns(inputs):
+            memory.forget()
+            return run
+        self._recognise(memory, inputs)
+        memory.settle()
+        return partial(self._run, memory, run, full)
+
+    # -- whether the answers hold ----------------------------------------------------------------------------------
+
+    def _examine(self) -> None:
+        """Once a branch: other people's hooks may have come or gone since the last trajectory."""
+        closed = closed_modules(self._model)
+        if closed != self._closed:
+            self._closed = closed
+            self._drop_plans()
+
+    def _drop_plans(self) -> None:
+        self._plans.clear()
+        self._proved.clear()
+        self._edition += 1
+        self.uninstall()
+
+    def _learns(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the model is in training, or somebody may want gradients."""
+        if self._model.training or torch.compiler.is_compiling():
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in (*tensors_in(inputs), *self._model.parameters()))
+
+    def _recognise(self, memory: ExactMemory, inputs: Mapping[str, Any]) -> None:
+        """Keep the answers if the call is like the last one of its branch, else drop them."""
+        now = Given.of(inputs, self._moving)
+        changed = memory.given.changed(now) if memory.given is not None else None
+        if changed is not None and changed <= self._conditioning:
+            memory.given = now
+        else:
+            memory.forget()
+            moved = (changed or set()) | {name for name, _, count in now.still if count < 0}
+            self._moving |= moved - self._conditioning
+            memory.given = Given.of(inputs, self._moving) if moved else now
+        if memory.plan is None:
+            memory.plan = self._plans.get(memory.given.shape)
+        if memory.plan is not None and not memory.plan.intact:
+            self._plans.pop(memory.given.shape, None)
+            memory.plan, memory.answers = None, {}
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def _run(self, memory: ExactMemory, run: Run, full: bool) -> Any:
+        memory.now += 1
+        if memory.plan is not None:
+            return self._answer(memory, run)
+        if not full or memory.watches >= _MOST_WATCHES:
+            return run()
+        return self._watch(memory, run)
+
+    def _watch(self, memory: ExactMemory, run: Run) -> Any:
+        memory.watches += 1
+        watch = Watch(self._model, [t for _, t, _ in memory.given.still], self._closed)
+        with watch.watching():
+            result = run()
+        plan, results = watch.plan(memory.given.portable)
+        memory.plan = plan
+        if plan.portable:
+            self._plans[memory.given.shape] = plan
+        for module, slot in plan.slots.items():
+            slot.proved = module in self._proved
+            if module in results:
+                memory.keep(slot, results[module])
+            if module not in self._hooks:
+                self._hooks[module] = _AnswerHook(self)
+                attach(module, self._hooks[module], EXACT_NAME)
+        return result
+
+    def _answer(self, memory: ExactMemory, run: Run) -> Any:
+        before, self.now = self.now, memory
+        try:
+            result = run()
+        finally:
+            self.now = before
+        memory.settle()
+        self._proved.update(m for m, slot in memory.plan.slots.items() if slot.proved)
+        return result
+
+    def uninstall(self) -> None:
+        """Take the hooks off."""
+        for module in self._hooks:
+            detach(module, EXACT_NAME)
+        self._hooks.clear()
+
+
+class _AnswerHook(ModelHook):
+    """On a module that a plan names: answers in its place where an answer holds."""
+
+    def __init__(self, savings: ExactSavings) -> None:
+        super().__init__()
+        self.savings = savings
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        now = self.savings.now
+        if now is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        answer = now.answers.get(module)
+        if answer is not None and answer.slot.proved and answer.last != now.now and answer.intact():
+            answer.last = now.now
+            now.calls += 1
+            now.flops += answer.slot.flops
+            return answer.give()
+        result = self.fn_ref.original_forward(*args, **kwargs)
+        self._learn(now, module, answer, result)
+        return result
+
+    def _learn(self, now: ExactMemory, module: nn.Module, answer: _Answer | None, result: Any) -> None:
+        slot = now.plan.slots.get(module)
+        if slot is None or (answer is not None and answer.last == now.now):
+            return  # a second call in one pass is none that was watched
+        if answer is None or not answer.intact():
+            now.keep(slot, result)
+        else:
+            answer.last = now.now
+            if not slot.proved:
+                now.doubt(answer, result)

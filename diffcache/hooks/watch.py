@@ -1,0 +1,216 @@
+"""Finding the module calls of a denoiser that return the same at every step, by watching one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.hooks import HookRegistry
+from torch import Tensor, nn
+
+from .attach import HOOK_NAME
+from .flow import Flow, Frame, leaves, storage_of
+from .given import is_plain
+from .keeping import Kept, kept_tensors
+from .outputs import flatten
+
+EXACT_NAME = f"{HOOK_NAME}_exact"
+#: hooks that only move or cast weights: a call that is left out needs none of that
+_CARRIERS = frozenset({"group_offloading", "layerwise_casting", "layer_execution_tracker", EXACT_NAME})
+
+#: least FLOPs for each element held: a projection from 8 features has 16
+LEAST_FLOPS = 16
+#: least operations of a module without weights (rotary tables)
+LEAST_OPERATIONS = 4
+
+
+@dataclass(eq=False)
+class Slot:
+    """A module whose call can be answered from memory.
+
+    Attributes:
+        name: dotted name in the denoiser.
+        flops: of one call: matrix products, convolutions, attention.
+        copies: whether the model writes to the result afterwards, so that it must get a copy.
+        proved: whether a second call, with another sample and timestep, returned the same bits.
+    """
+
+    name: str
+    module: nn.Module
+    flops: int
+    copies: bool = False
+    proved: bool = False
+
+
+@dataclass(eq=False)
+class Plan:
+    """What may be answered from memory for calls of one form.
+
+    Attributes:
+        slots: by module.
+        state: what the model keeps beside its weights, where the answers were made from it.
+        portable: whether it holds for another conditioning of the same form; not where the model looked at values.
+        flops: of the whole watched call.
+    """
+
+    slots: dict[nn.Module, Slot]
+    state: list[Kept]
+    portable: bool
+    flops: int
+
+    @property
+    def intact(self) -> bool:
+        """Whether buffers and other tensors of the model are those that were seen."""
+        return all(kept.intact for kept in self.state)
+
+
+@dataclass
+class Found:
+    """A call that could be left out, and what it returned."""
+
+    slot: Slot
+    result: Any
+    ended: int
+
+
+@dataclass
+class _Call(Frame):
+    """A module call under way."""
+
+    module: nn.Module | None = None
+    flops: int = 0
+    found: int = 0
+    given: int = 0
+    before: tuple[Any, ...] = ()
+
+
+class Watch:
+    """One watched forward pass.
+
+    Args:
+        model: the denoiser.
+        still: arguments that stay the same for a trajectory.
+        closed: modules that must not be left out, see :func:`closed_modules`.
+    """
+
+    def __init__(self, model: nn.Module, still: list[Tensor], closed: set[nn.Module]) -> None:
+        self._model, self._closed = model, closed
+        self._state = list(kept_tensors(model))
+        weights = [p for p in model.parameters() if not p.is_meta]
+        self.flow = Flow([*weights, *(kept.tensor for kept in self._state), *still])
+        self._names = {module: name for name, module in model.named_modules()}
+        self._calls: Counter[nn.Module] = Counter()
+        self.found: list[Found] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within: one forward pass of the model."""
+        handles = []
+        for module in self._names:
+            if module is not self._model:
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True, prepend=True))
+        try:
+            with self.flow, self.flow.reads:
+                yield
+        finally:
+            self.flow.frames.clear()
+            for handle in handles:
+                handle.remove()
+
+    def plan(self, portable: bool) -> tuple[Plan, dict[nn.Module, Any]]:
+        """What was found: the plan, and the results that are still as they were returned."""
+        found = [f for f in self.found if self._calls[f.slot.module] == 1]
+        results = {}
+        for one in found:
+            tensors, _ = flatten(one.result)
+            one.slot.copies = any(self.flow.written(t) > one.ended for t in tensors)
+            if not one.slot.copies:
+                results[one.slot.module] = one.result
+        used = {id(kept.tensor) for kept in self._state if storage_of(kept.tensor) in self.flow.used}
+        state = [kept for kept in kept_tensors(self._model) if id(kept.tensor) in used]
+        slots = {f.slot.module: f.slot for f in found}
+        return Plan(slots, state, portable and not self.flow.heard, self.flow.flops), results
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._calls[module] += 1
+        given = list(leaves((args, kwargs)))
+        call = _Call(self.flow.clock, not all(isinstance(v, Tensor) or is_plain(v) for v in given))
+        call.module, call.flops, call.found, call.given = module, self.flow.flops, len(self.found), len(given)
+        call.before = () if call.spoilt or module in self._closed else _attributes(module)
+        self.flow.frames.append(call)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
+        while self.flow.frames:
+            call = self.flow.frames.pop()
+            if call.module is module:  # calls above it ended in an exception that the model caught
+                break
+        else:
+            return
+        same = len(list(leaves((args, kwargs)))) == call.given
+        if call.spoilt or not same or module in self._closed or not self._repeats(call, result):
+            return
+        if _attributes(module) == call.before:
+            slot = Slot(self._names[module], module, self.flow.flops - call.flops)
+            del self.found[call.found :]  # what is inside need not be held as well
+            self.found.append(Found(slot, result, self.flow.clock))
+
+    def _repeats(self, call: _Call, result: Any) -> bool:
+        """Whether the result is made in the call, from nothing that moves, and worth its memory."""
+        parts = list(leaves(result))
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if not tensors or not all(isinstance(part, Tensor) or is_plain(part) for part in parts):
+            return False
+        if not all(self.flow.is_still(t) and self.flow.born(t) > call.begun for t in tensors):
+            return False
+        flops, operations = self.flow.flops - call.flops, self.flow.clock - call.begun
+        weightless = next(call.module.parameters(), None) is None
+        return flops >= LEAST_FLOPS * sum(t.numel() for t in tensors) or (weightless and operations >= LEAST_OPERATIONS)
+
+
+def _attributes(module: nn.Module) -> tuple[Any, ...]:
+    """What a call could change on a module and those in it, by identity and length."""
+    owners = [owner for m in module.modules() for owner in (m._buffers, vars(m))]
+    return tuple(
+        (name, id(v), len(v) if isinstance(v, (list, dict, set)) else 0) for o in owners for name, v in o.items()
+    )
+
+
+def closed_modules(model: nn.Module) -> set[nn.Module] | None:
+    """Modules that must run: those that hold hooks of others, or carry a hook of ours. None if all must.
+
+    A hook on the module itself (``register_forward_hook``) hears the answer as it would hear the result; one further
+    inside would hear nothing. What is compiled cannot be looked into.
+    """
+    closed: set[nn.Module] = set()
+    return None if _close(model, closed) is None else closed
+
+
+def _close(module: nn.Module, closed: set[nn.Module]) -> bool | None:
+    """Add what must run; True if a module around this one must run for its sake, None if something is compiled."""
+    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        return None
+    inside = [_close(child, closed) for child in module.children()]
+    if None in inside:
+        return None
+    carried = _carried(module)
+    if any(inside) or carried:
+        closed.add(module)
+    return any(inside) or carried or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _carried(module: nn.Module) -> bool:
+    registry: HookRegistry | None = getattr(module, "_diffusers_hook", None)
+    if registry is None:
+        return False
+    return any(name not in _CARRIERS or _prefetches(hook) for name, hook in registry.hooks.items())
+
+
+def _prefetches(hook: Any) -> bool:
+    """Group offloading with a stream loads the next module's weights while one runs: none may be left out."""
+    return getattr(getattr(hook, "group", None), "stream", None) is not None
