@@ -21,6 +21,7 @@ from diffcache.predictors import (
     Trend,
     energy,
     measure,
+    measure_all,
     weights,
 )
 
@@ -35,12 +36,12 @@ def fitted(predictor, values, times, steps=None):
     steps = list(steps or times)[::-1][: predictor.depth]
     gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
     moments = measure(history.values, history.gaps, gaps, TokenLayout(-1))
-    return history, moments, predictor.fit([moments])
+    return history, moments, predictor.fit(moments)
 
 
 def predict(predictor, values, times, ahead, limit=4, steps=None, steps_ahead=None):
     history, _, fit = fitted(predictor, values, times, steps)
-    slopes = fit.slopes(0, Horizon(float(steps_ahead or ahead), float(ahead), limit))
+    slopes = fit.slopes(Horizon(float(steps_ahead or ahead), float(ahead), limit))
     coefficients = weights(slopes, history.gaps)
     return combine(history.values[: len(coefficients)], coefficients)
 
@@ -113,13 +114,13 @@ def learned(values, times):
         steps = [time, *steps][:3]
         if len(history) == 3:
             gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
-            moments = [measure(history.values, history.gaps, gaps, TokenLayout(-1))]
+            moments = measure(history.values, history.gaps, gaps, TokenLayout(-1))
             fit = predictor.fit(moments) if fit is None else predictor.refit(moments, fit)[0]
     return history, fit
 
 
 def miss(history, fit, ahead, truth):
-    coefficients = weights(fit.slopes(0, Horizon(float(ahead), float(ahead), 8)), history.gaps)
+    coefficients = weights(fit.slopes(Horizon(float(ahead), float(ahead), 8)), history.gaps)
     return (combine(history.values[: len(coefficients)], coefficients) - truth).norm().item()
 
 
@@ -154,20 +155,20 @@ def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite():
     times = [0, 1, 2, 4, 6, 8, 10, 12]
     values = [at(t) for t in times]
     _, fit = learned(values, times)
-    (trust,) = fit.trust
+    trust = fit.trust
     assert trust[0].item() > 0.5 >= trust[1].item()
     values[3] = values[3] * float("nan")
     _, fit = learned(values, times)
-    assert fit.trust[0].isfinite().all()
+    assert fit.trust.isfinite().all()
 
 
 def test_trend_with_infinite_share_has_one_ratio_a_sample():
     values = [normal(2, 9, 4, seed=s) for s in range(3)]
     _, _, fit = fitted(Trend(share=math.inf), values, [0, 1, 2])
-    assert fit.ratio[0].numel() == 2
+    assert fit.ratio.numel() == 2
     _, _, alone = fitted(Trend(share=0), values, [0, 1, 2])
-    assert alone.ratio[0].numel() == 18
-    assert ((alone.ratio[0] >= 0) & (alone.ratio[0] <= 1)).all()
+    assert alone.ratio.numel() == 18
+    assert ((alone.ratio >= 0) & (alone.ratio[0] <= 1)).all()
 
 
 def test_trend_shares_between_the_tokens_of_a_sample_only():
@@ -175,7 +176,7 @@ def test_trend_shares_between_the_tokens_of_a_sample_only():
     other = [torch.cat([v[:1], 100 * v[1:]]) for v in values]
     _, _, fit = fitted(Trend(), values, [0, 1, 2])
     _, _, changed = fitted(Trend(), other, [0, 1, 2])
-    assert torch.equal(fit.ratio[0][0], changed.ratio[0][0])
+    assert torch.equal(fit.ratio[0], changed.ratio[0])
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -210,10 +211,10 @@ def test_horizons_with_a_leading_axis_equal_one_at_a_time(name):
     values = [normal(2, 6, 8, seed=s) for s in range(5)]
     _, moments, fit = fitted(PREDICTORS[name](2), values, [0, 1, 3, 4, 6])
     k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
-    together = fit.slopes(0, Horizon(k, k, 3))
+    together = fit.slopes(Horizon(k, k, 3))
     coming = energy(moments, together)
     for i in range(3):
-        single = fit.slopes(0, Horizon(i + 1.0, i + 1.0, 3))
+        single = fit.slopes(Horizon(i + 1.0, i + 1.0, 3))
         for a, b in zip(together, single, strict=True):
             b = torch.as_tensor(b)
             torch.testing.assert_close(
@@ -325,26 +326,42 @@ def test_taylor_refuses_an_order_out_of_range():
         Taylor(5)
 
 
-def test_layout_sums_features_of_each_position():
+@pytest.mark.parametrize("patch", [(), (1, 2, 2), (2, 2), (3, 1, 4), (1, 1, 1)])
+def test_a_token_is_a_position_or_a_patch(patch):
+    """The view's feature axes hold what one token consists of: sums over them are sums over windows."""
     x = normal(2, 4, 3, 6, 8, seed=1)
-    layout = TokenLayout(1)
-    torch.testing.assert_close(layout.per_token(x), x.sum(1, keepdim=True))
-
-
-@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2), (3, 1, 4)])
-def test_layout_gives_one_number_to_a_patch_and_keeps_the_mean(patch):
-    x = normal(2, 4, 3, 6, 8, seed=1)
-    plain, pooled = TokenLayout(1).per_token(x), TokenLayout(1, patch=patch).per_token(x)
-    assert pooled.shape == plain.shape
-    torch.testing.assert_close(pooled.mean((2, 3, 4)), plain.mean((2, 3, 4)))
+    layout = TokenLayout(1, patch=patch)
+    (view,) = layout.split(x)
+    found = view.sum(layout.features(x))
     full = (1,) * (3 - len(patch)) + patch
-    first = pooled[:, :, : full[0], : full[1], : full[2]]
-    torch.testing.assert_close(first, first[:, :, :1, :1, :1].expand_as(first))
+    pool = torch.nn.functional.avg_pool3d(x.sum(1, keepdim=True), full) * math.prod(full)
+    torch.testing.assert_close(found.reshape(pool.shape), pool)
 
 
 def test_layout_of_a_grid_without_whole_patches_counts_positions():
     x = normal(1, 4, 3, 5, 7, seed=1)
-    assert torch.equal(TokenLayout(1, patch=(1, 2, 2)).per_token(x), x.sum(1, keepdim=True))
+    layout = TokenLayout(1, patch=(1, 2, 2))
+    assert layout.features(x) == (1,)
+    assert layout.split(x)[0].shape == x.shape
+
+
+def test_writing_to_the_views_of_a_patched_output_writes_to_the_output():
+    x = normal(2, 4, 3, 6, 8, seed=1)
+    for view in TokenLayout(1, (Modality("a", 0, 1), Modality("b", 1)), patch=(1, 2, 2)).split(x):
+        view.zero_()
+    assert not x.any()
+
+
+def test_outputs_measured_together_are_measured_as_each_alone():
+    """Branches and modalities of any widths follow each other as samples."""
+    layout = TokenLayout(1, (Modality("a", 0, 1), Modality("b", 1)), patch=(2, 2))
+    branches = [[normal(2, 4, 6, 8, seed=10 * b + s) for s in range(3)] for b in range(2)]
+    together = measure_all(branches, [1.0, 2.0], [1.0, 2.0], layout)
+    alone = [measure(values, [1.0, 2.0], [1.0, 2.0], layout) for values in branches]
+    torch.testing.assert_close(together.table, torch.cat([m.table for m in alone], 1))
+    torch.testing.assert_close(energy(together, ()), torch.cat([energy(m, ()) for m in alone]))
+    for part, fit in zip(alone, (Trend().fit(together).rows(4 * b, 4) for b in range(2)), strict=True):
+        torch.testing.assert_close(fit.ratio, Trend().fit(part).ratio)
 
 
 def test_layout_splits_modalities_without_a_copy():

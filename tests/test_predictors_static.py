@@ -64,10 +64,10 @@ def test_coefficients_are_those_of_the_fit(name, times):
     history, _, fit = fitted(predictor, values, times, TIMES)
     horizon = Horizon(2.0, 2.0 if times is TIMES else 0.17, 4)
     direct = predictor.weights(history.gaps, horizon)
-    assert direct == pytest.approx(weights(fit.slopes(0, horizon), history.gaps), rel=1e-6)
+    assert direct == pytest.approx(weights(fit.slopes(horizon), history.gaps), rel=1e-6)
     torch.testing.assert_close(
         combine(history.values[: len(direct)], direct),
-        combine(history.values[: len(direct)], weights(fit.slopes(0, horizon), history.gaps)),
+        combine(history.values[: len(direct)], weights(fit.slopes(horizon), history.gaps)),
     )
 
 
@@ -150,9 +150,9 @@ def test_horizons_with_a_leading_axis_equal_one_at_a_time():
     values = [normal(2, 6, 8, seed=s) for s in range(5)]
     _, _, fit = fitted(ScaledHermite(3), values, TIMES)
     k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
-    together = fit.slopes(0, Horizon(k, k, 3))
+    together = fit.slopes(Horizon(k, k, 3))
     for i in range(3):
-        single = fit.slopes(0, Horizon(i + 1.0, i + 1.0, 3))
+        single = fit.slopes(Horizon(i + 1.0, i + 1.0, 3))
         assert [b[i].item() for b in together] == pytest.approx(single, rel=1e-5)
 
 

@@ -28,7 +28,7 @@ def fitted(values, steps, predictor):
     for value, step in zip(values, steps, strict=True):
         history.push(value, float(step))
     moments = measure(history.values, history.gaps, history.gaps, TokenLayout(-1))
-    return history, moments, predictor.fit([moments])
+    return history, moments, predictor.fit(moments)
 
 
 def planned(fit, moments, n):
@@ -39,11 +39,11 @@ def planned(fit, moments, n):
 def released(fit, moments, horizon):
     """The drift that the faithful recipe plans with."""
     drift = make_config("worldcache", faithful=True).recipe().drift
-    return drift(fit, [moments], [fit.slopes(0, horizon)], horizon)
+    return drift(fit, moments, fit.slopes(horizon), horizon)
 
 
 def guess(history, fit, k, n):
-    slopes = fit.slopes(0, Horizon(float(k), float(k), n))
+    slopes = fit.slopes(Horizon(float(k), float(k), n))
     return combine(history.values, weights(slopes, history.gaps))
 
 
@@ -65,7 +65,7 @@ def test_golden_case():
         torch.testing.assert_close(guess(history, fit, k, 2)[0], torch.tensor(tokens), rtol=1e-6, atol=1e-6)
     drift = planned(fit, moments, 2)
     torch.testing.assert_close(drift, torch.tensor([0.386014, 0.904795]), rtol=1e-5, atol=1e-6)
-    share = fit.chaotic[0].mean()
+    share = fit.chaotic.mean()
     torch.testing.assert_close(drift / share, torch.tensor([0.965036, 2.261987]), rtol=1e-5, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def direct_drift(y2, y1, y0, d1, d2, mask, n):
 def test_the_planned_drift_equals_the_simulated_one(d1, d2, n):
     values = [normal(2, 50, 8, seed=s) for s in range(3)]
     _, moments, fit = fitted(values, [0, d1, d1 + d2], Heterogeneous())
-    mask = fit.chaotic[0].squeeze(-1).double()
+    mask = fit.chaotic.squeeze(-1).double()
     wanted = direct_drift(*(v.double() for v in values), d1, d2, mask, n)
     torch.testing.assert_close(planned(fit, moments, n).double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -154,11 +154,11 @@ def test_only_chaotic_tokens_count_and_all_tokens_divide():
     _, moments, fit = fitted(values, [0, 1, 2], Heterogeneous())
     k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
     slopes = fit.chaotic_slopes(Horizon(k, k, 3))
-    one, none = torch.ones_like(fit.chaotic[0]), torch.zeros_like(fit.chaotic[0])
-    everything = chaotic_drift([moments], [slopes], fit.scores, [one])
-    parts = [chaotic_drift([moments], [slopes], fit.scores, [m]) for m in (fit.chaotic[0], one - fit.chaotic[0])]
+    one, none = torch.ones_like(fit.chaotic), torch.zeros_like(fit.chaotic)
+    everything = chaotic_drift(moments, slopes, fit.score, one)
+    parts = [chaotic_drift(moments, slopes, fit.score, m) for m in (fit.chaotic, one - fit.chaotic)]
     torch.testing.assert_close(parts[0] + parts[1], everything)
-    assert torch.equal(chaotic_drift([moments], [slopes], fit.scores, [none]), torch.zeros(3))
+    assert torch.equal(chaotic_drift(moments, slopes, fit.score, none), torch.zeros(3))
 
 
 # -- 7.7: the edges ----------------------------------------------------------------------------------------------------

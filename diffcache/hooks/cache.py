@@ -1,4 +1,4 @@
-"""What a branch holds between its computed steps, and the two things that every kind of it must tell."""
+"""What a branch holds between its computed steps, and what every kind of it must tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -28,15 +27,43 @@ class Moment:
     error: bool = False
 
 
+@dataclass(frozen=True)
+class Coming:
+    """What a computed step showed of the run that may follow it.
+
+    Attributes:
+        drifts: of the 1st, 2nd, ... predicted step.
+        alarms: whether that prediction would not be finite, or would collapse.
+        error: relative error that the prediction for the computed step would have had; NaN if there was none.
+    """
+
+    drifts: Sequence[float]
+    alarms: Sequence[bool]
+    error: float = math.nan
+
+
+class Outlook(ABC):
+    """The coming run of one branch or of several, still on the device.
+
+    Attributes:
+        numbers: what the host has to read, one axis, fp32.
+    """
+
+    numbers: Tensor
+
+    @abstractmethod
+    def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
+        """``numbers`` on the host, made sense of for each branch's cache. Called once."""
+
+
 class Cache(ABC):
     """Cached values of one branch.
 
     Attributes:
-        pending: what the host reads at the end of a computed step, ``[n drifts, n alarms, 1 error]`` for the n steps
-            ahead, or None.
+        pending: the coming run, while the host has not read it.
     """
 
-    pending: Tensor | None = None
+    pending: Outlook | None = None
 
     @property
     @abstractmethod
@@ -45,7 +72,7 @@ class Cache(ABC):
 
     @abstractmethod
     def held(self) -> Iterable[Tensor]:
-        """Every tensor that is kept for a later step; the plan that waits to be read is not counted."""
+        """Every tensor that is kept for a later step; an outlook that waits to be read is not counted."""
 
     @property
     def nbytes(self) -> int:
@@ -56,9 +83,3 @@ class Cache(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Drop everything."""
-
-
-def report(drift: Tensor, alarm: Tensor, error: Tensor | None) -> Tensor:
-    """:attr:`Cache.pending` from its parts, all on one device."""
-    measured = drift.new_full((1,), math.nan) if error is None else error.reshape(1)
-    return torch.cat([drift, alarm, measured])

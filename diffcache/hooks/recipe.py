@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from ..predictors.base import Slope
 from ..schedules import Schedule
 from ..schedules.calibration import Calibration
 
-#: (fit, moments and slopes of each modality, coming horizons with a leading axis) -> drift of each, shape [n]
-Drift = Callable[[Fit, Sequence[Moments], Sequence[tuple[Slope, ...]], Horizon], Tensor]
+#: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]
+Drift = Callable[[Fit, Moments, tuple[Slope, ...], Horizon], Tensor]
 
 SITES = ("output", "body", "block", "module")
 AXES = ("index", "sigma", "logsnr")

@@ -117,11 +117,11 @@ class Segment:
         Once a branch computes, those that are called after it in this step compute as well.
         """
         waiting, branch.cache.pending = branch.cache.pending, None
-        parts = [signal.reshape(1).float()] if waiting is None else [signal.reshape(1).float(), waiting]
+        parts = [signal.reshape(1).float()] if waiting is None else [signal.reshape(1).float(), waiting.numbers]
         drift, *rest = torch.cat(parts).tolist()
-        if rest:
-            count = (len(rest) - 1) // 2
-            self._heed(branch, rest[count : 2 * count])
+        if waiting is not None:
+            ((_, coming),) = waiting.read(rest)
+            self._heed(branch, coming.alarms)
         wanted = branch.schedule.judge(step, drift)  # asked in any case: it may keep count
         if wanted or branch.schedule.wants_compute(step):
             self.compute = True
@@ -147,33 +147,38 @@ class Segment:
         At step 0 nobody knows how many will come, and a value that is not finite there has spoilt the sample already.
         """
         if step == 0:
+            self._prepare()
             for branch in self.branches.values():
                 branch.cache.pending = None
         if not any(branch.last_step == step - 1 for branch in self.branches.values()):
             self._read_plans()  # a schedule with a signal reads them together with the next signal
 
-    def _read_plans(self) -> None:
-        waiting = [branch for branch in self.branches.values() if branch.cache.pending is not None]
-        if not waiting or self.schedule.signal is not None:
-            return
-        numbers = torch.cat(
-            [branch.cache.pending for branch in waiting]
-        ).tolist()  # the one host read of a computed step
-        drifts, alarms, errors = [], [], []
-        for branch in waiting:
-            count = (branch.cache.pending.numel() - 1) // 2
-            drifts.append(numbers[:count])
-            alarms.append(numbers[count : 2 * count])
-            errors.append(numbers[2 * count])
-            numbers, branch.cache.pending = numbers[2 * count + 1 :], None
-        # Alarms first: a plan that stops at the same step for its own reasons would hide them.
-        for branch, alarm in zip(waiting, alarms, strict=True):
-            self._heed(branch, alarm)
-        self.schedule.plan(drifts, errors)
+    def _prepare(self) -> None:
+        self.site.prepare([branch.cache for branch in self.branches.values()])
 
-    def _heed(self, branch: Branch, alarm: Sequence[float]) -> None:
+    def _read_plans(self) -> None:
+        if self.schedule.signal is not None:
+            return
+        self._prepare()
+        outlooks = list(dict.fromkeys(b.cache.pending for b in self.branches.values() if b.cache.pending is not None))
+        if not outlooks:
+            return
+        numbers = torch.cat([o.numbers for o in outlooks]).tolist()  # the one host read of a computed step
+        found = []
+        for outlook in outlooks:
+            count = outlook.numbers.numel()
+            found += outlook.read(numbers[:count])
+            numbers = numbers[count:]
+        # Alarms first: a plan that stops at the same step for its own reasons would hide them.
+        branches = {branch.cache: branch for branch in self.branches.values()}
+        for cache, coming in found:
+            cache.pending = None
+            self._heed(branches[cache], coming.alarms)
+        self.schedule.plan([coming.drifts for _, coming in found], [coming.error for _, coming in found])
+
+    def _heed(self, branch: Branch, alarms: Sequence[bool]) -> None:
         """Compute instead of the first prediction that would not be finite or would collapse."""
-        bad = next((k for k, flag in enumerate(alarm) if flag), None)
+        bad = next((k for k, flag in enumerate(alarms) if flag), None)
         if bad is None:
             return
         schedule = branch.schedule

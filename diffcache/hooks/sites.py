@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .anatomy import Anatomy, find_block_lists
 from .body import BodySite
 from .cache import Cache, Moment
 from .forecast import Forecast
+from .outlook import prepare
 from .outputs import flatten
 from .recipe import Recipe
 
@@ -43,6 +44,9 @@ class Site(ABC):
     def predict(self, run: Run, cache: Cache, moment: Moment, kinds: frozenset[str]) -> Any:
         """The denoiser's return value with the site's values predicted, except those of ``kinds``."""
 
+    def prepare(self, caches: Sequence[Cache]) -> None:  # noqa: B027 - most sites have nothing left to do
+        """Called when the branches that were computed in a step are known: set their outlooks."""
+
     def hindrance(self, cache: Cache) -> str | None:
         """Why nothing can be predicted although the schedule would, or None."""
         return None if cache.ready else "too few computed steps in this branch"
@@ -66,7 +70,17 @@ class Asking(Site):
         """Measure the signal, let ``judge`` decide, and compute or predict; True if computed."""
 
 
-class OutputSite(Site):
+class ForecastSite(Site):
+    """A site that caches whole tensors."""
+
+    def prepare(self, caches: Sequence[Forecast]) -> None:
+        due = [cache for cache in caches if cache.due is not None]
+        if due:
+            with torch.no_grad():
+                prepare(due)
+
+
+class OutputSite(ForecastSite):
     """The denoiser's return value: at a predicted step nothing of the denoiser runs."""
 
     runs = False
@@ -101,7 +115,7 @@ class OutputSite(Site):
         return self.anatomy.layout(output, widths)
 
 
-class BodyOutput(Site):
+class BodyOutput(ForecastSite):
     """The residual over all blocks: embeddings and head run at a predicted step, and no block."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:

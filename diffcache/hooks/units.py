@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..kernels import combine
 from ..predictors import Horizon
 from .attach import HOOK_NAME, attach, detach
-from .cache import Cache, Moment, report
+from .cache import Cache, Coming, Moment, Outlook
 from .modules import Unit
 from .outputs import Template, flatten
 from .recipe import Recipe
@@ -145,7 +145,7 @@ class UnitSite(Site):
 
     def compute(self, run: Run, cache: UnitCache, moment: Moment) -> Any:
         result = self._run(run, _Pass(cache, moment, None))
-        cache.pending = _watch(result, len(moment.ahead)) if moment.ahead else None
+        cache.pending = _UnitOutlook(cache, result, len(moment.ahead)) if moment.ahead else None
         return result
 
     def predict(self, run: Run, cache: UnitCache, moment: Moment, kinds: frozenset[str]) -> Any:
@@ -180,11 +180,16 @@ class UnitSite(Site):
                 detach(feeder, _FEEDER_NAME)
 
 
-def _watch(result: Any, count: int) -> Tensor:
+class _UnitOutlook(Outlook):
     """Alarm for all ``count`` coming predictions if the result is not finite: then some unit's value is not, either."""
-    tensors, _ = flatten(result)
-    bad = torch.stack([~t.isfinite().all() for t in tensors]).any().float()
-    return report(bad.new_zeros(count), bad.expand(count), None)
+
+    def __init__(self, cache: UnitCache, result: Any, count: int) -> None:
+        tensors, _ = flatten(result)
+        self.numbers = torch.stack([~t.isfinite().all() for t in tensors]).any().float().reshape(1)
+        self._cache, self._count = cache, count
+
+    def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
+        return [(self._cache, Coming([0.0] * self._count, [bool(numbers[0])] * self._count))]
 
 
 class _UnitHook(ModelHook):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
@@ -17,7 +18,7 @@ class WeightsWatch:
         self._model = model
         self._adapters: tuple[Any, ...] | None = None
         self._layers: list[nn.Module] = []
-        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._slots: list[dict[str, nn.Parameter | None]] = []
         self._seen: list[nn.Parameter | None] = []
         self._identity = 0
         self._counted: list[nn.Parameter] = []
@@ -40,11 +41,11 @@ class WeightsWatch:
     def _walk(self) -> None:
         modules = list(self._model.modules())
         self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
-        self._slots = [(m._parameters, name) for m in modules for name in m._parameters]
+        self._slots = [m._parameters for m in modules if m._parameters]
 
     def _stamp(self) -> int:
         """Sum of the identities and versions of all parameters that have them. Runs at every step: kept short."""
-        parameters = [slots.get(name) for slots, name in self._slots]
+        parameters = list(chain.from_iterable(map(dict.values, self._slots)))
         if len(parameters) != len(self._seen) or not all(map(is_, parameters, self._seen)):
             # An offloaded parameter stands on the meta device, and a new one stands there each time.
             self._seen = parameters

@@ -1,5 +1,6 @@
 """Fused tensor kernels: a torch reference of each, which is also the CPU path."""
 
-from .combine import combine
+from .combine import combine, extrapolate
+from .gram import gram
 
-__all__ = ["combine"]
+__all__ = ["combine", "extrapolate", "gram"]

@@ -35,6 +35,24 @@ def combine(values: Sequence[Tensor], weights: Sequence[Weight], out: Tensor | N
     return out if direct else out.copy_(total)
 
 
+def extrapolate(new: Tensor, old: Tensor, slope: Weight, out: Tensor) -> Tensor:
+    """``new + slope * (new - old)``: :func:`combine` for a line through two values, in one pass.
+
+    Exactly ``new`` wherever both are equal. fp32 inside, rounded once.
+
+    Args:
+        new, old: stored outputs of one shape.
+        slope: a float, or a tensor that broadcasts to the shape (one number per token).
+        out: where to write, of the values' dtype; a view is fine.
+
+    Returns:
+        ``out``.
+    """
+    if new.dtype == torch.float32:
+        return torch.lerp(new, old, -slope, out=out)
+    return out.copy_(torch.lerp(new.float(), old.float(), -slope))
+
+
 def _accumulate(total: Tensor, value: Tensor, weight: Weight) -> None:
     if isinstance(weight, Tensor):
         total.addcmul_(value, weight)

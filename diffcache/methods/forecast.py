@@ -31,7 +31,7 @@ PREDICTORS: dict[str, Callable[[int], Predictor]] = {
 class ForecastConfig(MethodConfig):
     """What the methods with a placed schedule share: which value is cached and how it is predicted.
 
-    Memory of one branch: ``depth * numel(value) * element_size + 8 * batch`` bytes, where the value is the output or
+    Memory of one branch: ``depth * numel(value) * element_size`` bytes, where the value is the output or
     the body's residual and depth is 1 for ``reuse``, order + 1 for ``linear`` and ``taylor``, 3 for ``hermite``,
     ``heterogeneous``, ``trend`` and ``adaptive``; ``heterogeneous`` adds 12 bytes a token, ``trend`` 4, ``adaptive`` 4
     and 12 a sample.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..hooks.recipe import AXES, Recipe
 from ..predictors import Fit, Heterogeneous, Horizon, Moments, Trend
+from ..predictors.base import Slope
 from ..predictors.hermite import HeterogeneousFit
-from ..predictors.scores import turning
-from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, relative_drift
+from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, turning_drift
 from .base import MethodConfig
 from .checks import check_choice, check_number
 from .forecast import check_computed
@@ -28,9 +29,9 @@ class WorldCacheConfig(MethodConfig):
     Faithful: per token reuse / linear / Hermite blend by curvature quantiles, and chaotic-prioritised adaptive
     skipping. ``computed`` and ``alpha`` have no effect there; warmup 10, max_skip 2, threshold 0.2 are its defaults.
 
-    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 20 * batch * modalities``
-    bytes (three outputs, one fp32 ratio a token, two variances and three numbers of feedback a sample); faithful:
-    ``12 * tokens * modalities + 8 * batch * modalities`` behind the outputs.
+    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 12 * batch * modalities``
+    bytes (three outputs, one fp32 ratio a token, three numbers of feedback a sample); faithful: ``12 * tokens *
+    modalities`` behind the outputs. A token is a patch of the output where the model unpatchifies it.
 
     Args:
         warmup: first steps computed (None: 3, faithful 10).
@@ -134,11 +135,10 @@ class WorldCacheConfig(MethodConfig):
 _DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.5)
 
 
-def _released_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
+def _released_drift(fit: Fit, moments: Moments, slopes: tuple[Slope, ...], horizon: Horizon) -> Tensor:
     assert isinstance(fit, HeterogeneousFit)
-    blended = [fit.chaotic_slopes(horizon) for _ in moments]
-    return chaotic_drift(moments, blended, fit.scores, fit.chaotic)
+    return chaotic_drift(moments, fit.chaotic_slopes(horizon), fit.score, fit.chaotic)
 
 
-def _turning_drift(fit: Fit, moments: Sequence[Moments], slopes: Sequence[Any], horizon: Horizon) -> Any:
-    return relative_drift(moments, slopes, [turning(m) for m in moments])
+def _turning_drift(fit: Fit, moments: Moments, slopes: tuple[Slope, ...], horizon: Horizon) -> Tensor:
+    return turning_drift(moments, slopes)

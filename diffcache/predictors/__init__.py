@@ -4,7 +4,7 @@ from .base import Fit, Horizon, Predictor, weights
 from .hermite import Hermite, Heterogeneous
 from .history import History
 from .layout import Modality, TokenLayout
-from .moments import Moments, energy, measure, stack
+from .moments import Moments, energy, measure, measure_all, spread
 from .polynomial import Taylor
 from .scaled_hermite import ScaledHermite
 from .static import Static
@@ -26,6 +26,7 @@ __all__ = [
     "Trend",
     "energy",
     "measure",
-    "stack",
+    "measure_all",
+    "spread",
     "weights",
 ]

@@ -21,19 +21,28 @@ class Horizon:
         steps: sampler steps ahead (k >= 1).
         time: the same on the predictor's time axis.
         limit: longest run of predicted steps (n), where a predictor blends over the run.
+        whole: whether the leading axis counts 1, 2, 3, ... and time counts sampler steps, too.
     """
 
     steps: Slope
     time: Slope
     limit: int
+    whole: bool = False
 
 
 class Fit(ABC):
     """A predictor with its coefficients fixed by the stored outputs."""
 
     @abstractmethod
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        """``(b1, b2, ...)`` with prediction ``y0 + b1*v1 + b2*v2 + ...``; an empty tuple means reuse."""
+    def slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
+        """``(b1, b2, ...)`` with prediction ``y0 + b1*v1 + b2*v2 + ...``; an empty tuple means reuse.
+
+        Of a horizon of floats, axis 0 counts samples where a slope is a tensor.
+        """
+
+    def rows(self, start: int, count: int) -> Fit:
+        """The same for ``count`` samples from ``start`` on (views)."""
+        return self
 
 
 class Predictor(ABC):
@@ -45,23 +54,25 @@ class Predictor(ABC):
         static: whether its coefficients follow from times alone, without moments: see
             :class:`~diffcache.predictors.static.Static`.
         knows_error: whether :meth:`refit` tells the error.
+        independent: whether each sample is fitted from its own moments alone, so that branches can be fitted together.
     """
 
     depth: int = 1
     least: int = 1
     static: bool = False
     knows_error: bool = False
+    independent: bool = True
 
     @abstractmethod
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        """Fix the coefficients from the moments of each modality. Tensor maths only: no host synchronisation."""
+    def fit(self, moments: Moments) -> Fit:
+        """Fix the coefficients. Tensor maths only: no host synchronisation."""
 
-    def refit(self, moments: Sequence[Moments], before: Fit) -> tuple[Fit, Tensor | None]:
+    def refit(self, moments: Moments, before: Fit) -> tuple[Fit, Tensor | None]:
         """As :meth:`fit`, knowing the fit of the computed step before; and what that one was wrong by here.
 
         Returns:
-            The fit, and the relative error (RMS over RMS, the worst sample and modality; a scalar) of the prediction
-            that ``before`` would have made for the newest value. None if the predictor cannot tell from moments.
+            The fit, and the squared relative error (RMS over RMS) of the prediction that ``before`` would have made
+            for the newest value, shape ``[samples]``. None if the predictor cannot tell from moments.
         """
         return self.fit(moments), None
 

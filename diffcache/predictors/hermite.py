@@ -52,32 +52,28 @@ class Heterogeneous(Predictor):
 
     depth = 3
     least = 3
+    independent = False  # the quantiles are pooled
 
     def __init__(self, stable: float = 0.3, chaotic: float = 0.6) -> None:
         self.levels = (stable, chaotic)
 
-    def fit(self, moments: Sequence[Moments]) -> HeterogeneousFit:
-        scores = [curvature(m) for m in moments]
-        ranked = [m.tokens(score) for m, score in zip(moments, scores, strict=True)]
-        low, high = pooled_quantiles(ranked, self.levels).unbind()
-        return HeterogeneousFit(
-            scores=tuple(scores),
-            moving=tuple((score >= low).float() for score in scores),
-            chaotic=tuple((score >= high).float() for score in scores),
-        )
+    def fit(self, moments: Moments) -> HeterogeneousFit:
+        score = curvature(moments)
+        low, high = pooled_quantiles(score, self.levels).unbind()
+        return HeterogeneousFit(score, (score >= low).float(), (score >= high).float())
 
 
 @dataclass(frozen=True)
 class HeterogeneousFit(Fit):
-    """Groups of each modality: ``moving`` is 0 for stable tokens, ``chaotic`` 1 for blended ones."""
+    """Groups: ``moving`` is 0 for stable tokens, ``chaotic`` 1 for blended ones."""
 
-    scores: tuple[Tensor, ...]
-    moving: tuple[Tensor, ...]
-    chaotic: tuple[Tensor, ...]
+    score: Tensor
+    moving: Tensor
+    chaotic: Tensor
 
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        blend = smoothstep(horizon.steps, horizon.limit) * self.chaotic[modality]
-        reach = horizon.time * self.moving[modality]
+    def slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
+        blend = smoothstep(horizon.steps, horizon.limit) * self.chaotic
+        reach = horizon.time * self.moving
         return reach * (1.0 - blend), reach * blend
 
     def chaotic_slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
@@ -85,6 +81,6 @@ class HeterogeneousFit(Fit):
         return blended(horizon)
 
 
-def group_names(fit: HeterogeneousFit, modality: int = 0) -> Tensor:
+def group_names(fit: HeterogeneousFit) -> Tensor:
     """0 stable, 1 linear, 2 chaotic, per token (for pictures and tests)."""
-    return (fit.moving[modality] + fit.chaotic[modality]).to(torch.uint8)
+    return (fit.moving + fit.chaotic).to(torch.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,11 +21,9 @@ class TokenLayout:
     """How to read an output tensor as tokens without moving it.
 
     Attributes:
-        channel_dim: the feature axis (negative counts from the end).
+        channel_dim: the feature axis (negative counts from the end; not where there is a patch).
         modalities: channel ranges, each with statistics of its own.
         patch: window sizes along the last ``len(patch)`` axes that form one token; ``()`` where a position is a token.
-            Statistics are summed over a window and spread over it again, so every position of a patch shares one
-            weight.
     """
 
     channel_dim: int = -1
@@ -34,31 +31,38 @@ class TokenLayout:
     patch: tuple[int, ...] = ()
 
     def split(self, output: Tensor) -> list[Tensor]:
-        """One view per modality; no copy."""
+        """One view per modality, each patched axis unfolded into (windows, window); no copy."""
+        view = self._unfold(output)
+        if len(self.modalities) == 1 and self.modalities[0].stop is None and self.modalities[0].start == 0:
+            return [view]
         width = output.shape[self.channel_dim]
         return [
-            output.narrow(self.channel_dim, m.start, (width if m.stop is None else m.stop) - m.start)
+            view.narrow(self.channel_dim, m.start, (width if m.stop is None else m.stop) - m.start)
             for m in self.modalities
         ]
 
-    def per_token(self, features: Tensor) -> Tensor:
-        """Sum over the feature axis (kept with size 1), pooled over the patch. fp32."""
-        total = features.sum(self.channel_dim, keepdim=True)
-        return self._pool(total) if self.patch_of(features) else total
+    def features(self, output: Tensor) -> tuple[int, ...]:
+        """The axes of a :meth:`split` view of ``output`` that hold one token's features, the channels first."""
+        axes, axis = [self.channel_dim % output.dim()], output.dim() - len(self.patch)
+        for size in self._patch_of(output):
+            axis += 1
+            if size > 1:
+                axes.append(axis)
+                axis += 1
+        return tuple(axes)
 
-    def patch_of(self, output: Tensor) -> tuple[int, ...]:
+    def _unfold(self, output: Tensor) -> Tensor:
+        patch = self._patch_of(output)
+        if not patch:
+            return output
+        shape = list(output.shape[: -len(patch)])
+        for length, size in zip(output.shape[-len(patch) :], patch, strict=True):
+            shape += [length // size, size] if size > 1 else [length]
+        return output.view(shape)
+
+    def _patch_of(self, output: Tensor) -> tuple[int, ...]:
         """The patch, or ``()`` where a position is a token: no patch, or a grid that has no whole number of them."""
         if all(size == 1 for size in self.patch):
             return ()
         grid = output.shape[-len(self.patch) :]
         return () if any(length % size for length, size in zip(grid, self.patch, strict=True)) else self.patch
-
-    def _pool(self, total: Tensor) -> Tensor:
-        n = len(self.patch)
-        grid = total.shape[-n:]
-        flat = total.reshape(-1, 1, *grid)
-        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
-        pooled = pool(flat, self.patch)
-        for axis, size in enumerate(self.patch):
-            pooled = pooled.repeat_interleave(size, dim=axis + 2)
-        return pooled.reshape(total.shape)

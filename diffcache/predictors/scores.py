@@ -20,15 +20,20 @@ def turning(moments: Moments) -> Tensor:
     0 is a straight, steady token; 1 one that turned back or stopped dead. A token slower than rounding noise
     scores 0 as far as the floor allows.
     """
-    change = moments.gram[1, 1] - 2 * moments.gram[1, 2] + moments.gram[2, 2]
-    length = moments.gram[1, 1].sqrt() + moments.gram[2, 2].sqrt() + moments.noise_floor
-    return change.clamp_min(0).sqrt() / length.clamp_min(torch.finfo(torch.float32).tiny)
+    return turning_square(moments).sqrt()
 
 
-def pooled_quantiles(scores: list[Tensor], levels: tuple[float, float]) -> Tensor:
+def turning_square(moments: Moments) -> Tensor:
+    """:func:`turning`, squared."""
+    new, old = moments.gram[1, 1], moments.gram[2, 2]
+    length = new.sqrt() + old.sqrt() + moments.noise_floor
+    change = (new + old).sub_(moments.gram[1, 2], alpha=2.0).clamp_min_(0.0)
+    return change / length.square_().clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def pooled_quantiles(score: Tensor, levels: tuple[float, float]) -> Tensor:
     """Two quantiles of all tokens of all rows and modalities together (linear interpolation)."""
-    flat = torch.cat([score.flatten() for score in scores])
-    return torch.quantile(_subsample(flat), flat.new_tensor(levels))
+    return torch.quantile(_subsample(score.flatten()), score.new_tensor(levels))
 
 
 def sample_quantiles(score: Tensor, levels: tuple[float, ...]) -> Tensor:

@@ -38,8 +38,8 @@ class Static(Predictor):
             raise ValueError(f"gaps: {type(self).__name__} needs {self.least} stored values, got {len(gaps) + 1}")
         return weights(self.slopes(gaps, horizon), gaps)
 
-    def fit(self, moments: Sequence[Moments]) -> Fit:
-        return _StaticFit(self, moments[0].gaps)
+    def fit(self, moments: Moments) -> Fit:
+        return _StaticFit(self, moments.gaps)
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ class _StaticFit(Fit):
     predictor: Static
     gaps: tuple[float, ...]
 
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
+    def slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
         return self.predictor.slopes(self.gaps, horizon)

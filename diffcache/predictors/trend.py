@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,24 +33,21 @@ class Trend(Predictor):
     def __init__(self, share: float = 1.0, feedback: bool = False) -> None:
         self.share, self.feedback = share, feedback
 
-    def fit(self, moments: Sequence[Moments]) -> TrendFit:
-        ratio, unit = tuple(_ratio(m, self.share) for m in moments), tuple(_unit(m) for m in moments)
+    def fit(self, moments: Moments) -> TrendFit:
+        ratio = _ratio(moments, self.share)
         if not self.feedback:
-            return TrendFit(ratio, unit)
-        evidence = tuple(
-            torch.zeros((2, *_per_sample(m.gram[0, 0]).shape), device=r.device) for m, r in zip(moments, ratio)
-        )
-        return TrendFit(ratio, unit, tuple(_trust(e) for e in evidence), evidence)
+            return TrendFit(ratio, _unit(moments))
+        evidence = ratio.new_zeros((2, len(ratio), *[1] * (ratio.dim() - 1)))
+        return TrendFit(ratio, _unit(moments), _trust(evidence), evidence)
 
-    def refit(self, moments: Sequence[Moments], before: Fit) -> tuple[TrendFit, Tensor]:
-        ratio, unit = tuple(_ratio(m, self.share) for m in moments), tuple(_unit(m) for m in moments)
+    def refit(self, moments: Moments, before: Fit) -> tuple[TrendFit, Tensor]:
         assert isinstance(before, TrendFit)
-        runs = [_Run.of(m, before, i) for i, m in enumerate(moments)]
-        error = torch.stack([run.error for run in runs]).amax()
+        evidence, error = _last_run(moments, before)
+        ratio = _ratio(moments, self.share)
         if not self.feedback:
-            return TrendFit(ratio, unit), error
-        evidence = tuple(MEMORY * old + run.evidence for old, run in zip(before.evidence, runs, strict=True))
-        return TrendFit(ratio, unit, tuple(_trust(e) for e in evidence), evidence), error
+            return TrendFit(ratio, _unit(moments)), error
+        evidence = evidence.add_(before.evidence, alpha=MEMORY)
+        return TrendFit(ratio, _unit(moments), _trust(evidence), evidence), error
 
 
 #: how much of the evidence is kept at the next computed step
@@ -62,50 +58,36 @@ START, PRIOR = 0.5, 0.1
 BEYOND = -0.5
 
 
-@dataclass(frozen=True)
-class _Run:
-    """How the last run went: it predicted a move ``b * v2`` for what turned out to be ``d * v1``.
+def _last_run(moments: Moments, before: TrendFit) -> tuple[Tensor, Tensor]:
+    """How the last run went: ``before`` foretold a move ``b * v2`` for what turned out to be ``gap * v1``.
 
-    Attributes:
-        evidence: ``(num, den)`` of each sample. Between the straight line (b = d) and the damped trend, the share with
-            the least squared error over the sample's tokens is num / den, in units of the line's own move, so that
-            steps of all sizes count alike. Shape ``[2, batch, 1...]``.
-        error: relative error of the prediction, the worst sample; a scalar.
+    Returns:
+        evidence ``(num, den)`` of each sample, shape ``[2, samples, 1...]``: between the straight line (b = gap) and
+        the damped trend, the share with the least squared error over the sample's tokens is num / den, in units of
+        the line's own move, so that steps of all sizes count alike; and the squared relative error of the prediction,
+        shape ``[samples]``.
     """
-
-    evidence: Tensor
-    error: Tensor
-
-    @classmethod
-    def of(cls, moments: Moments, before: TrendFit, modality: int) -> _Run:
-        gap, tiny = moments.gaps[0], torch.finfo(torch.float32).tiny
-        truth, along, old = moments.gram[1, 1], moments.gram[1, 2], moments.gram[2, 2]
-        bend = before.damped(modality, gap) - gap
-        slope = gap + before.trust[modality] * bend if before.trust else gap + bend
-        parts = torch.stack(
-            [
-                bend * gap * (along - old),
-                bend * bend * old,
-                gap * gap * old,
-                gap * gap * truth - slope * (2.0 * gap * along - slope * old),
-                moments.gram[0, 0],
-            ]
-        )
-        num, den, line, miss, size = _per_sample(parts, 2).unbind()
-        evidence = torch.stack([num, den]) / line.clamp_min(tiny)
-        # What is not finite says nothing, and must not stay.
-        return cls(evidence.nan_to_num(0.0, 0.0, 0.0), (miss.clamp_min(0.0) / size).amax().sqrt())
-
-
-def _per_sample(parts: Tensor, first: int = 1) -> Tensor:
-    """Sum over the tokens of each sample (axes of size 1 stay)."""
-    return parts.sum(tuple(range(first, parts.dim())), keepdim=True)
+    gap, total = moments.gaps[0], moments.total.gram
+    inner = tuple(range(2, moments.table.dim()))
+    bend = (before.damped(gap) / gap).sub_(1.0)
+    # Sums of bend * <v1, v2>, bend * <v2, v2> and bend^2 * <v2, v2>.
+    parts = moments.table[4:6] * bend
+    along, old = parts.sum(inner, keepdim=True).unbind()
+    squares = (parts[1] * bend).sum(tuple(axis - 1 for axis in inner), keepdim=True)
+    evidence = torch.stack([along - old, squares])
+    num, den = evidence.unbind()
+    trust = before.trust if before.trust is not None else 1.0
+    miss = total[1, 1] + total[2, 2] - 2.0 * (total[1, 2] + trust * num) + trust * trust * den
+    error = miss.clamp_min_(0.0).mul_(gap * gap) / total[0, 0]
+    # What is not finite says nothing, and must not stay.
+    evidence = (evidence / total[2, 2].clamp_min(torch.finfo(torch.float32).tiny)).nan_to_num_(0.0, 0.0, 0.0)
+    return evidence, error.flatten()
 
 
 def _trust(evidence: Tensor) -> Tensor:
     """Weight of the damped trend against the straight line, per sample: 1 is damped, 0 straight, below 0 speeds up."""
     num, den = evidence.unbind()
-    return ((START * PRIOR + num) / (PRIOR + den)).clamp(BEYOND, 1.0)
+    return ((num + START * PRIOR) / (den + PRIOR)).clamp_(BEYOND, 1.0)
 
 
 def _unit(moments: Moments) -> float:
@@ -115,40 +97,55 @@ def _unit(moments: Moments) -> float:
 
 def _ratio(moments: Moments, share: float) -> Tensor:
     """Damping of one step, per token, in [0, 1]."""
-    along, old = moments.gram[1, 2], moments.gram[2, 2]
-    if share > 0:
-        inner = tuple(range(1, along.dim()))
-        mean_along, mean_old = along.mean(inner, keepdim=True), old.mean(inner, keepdim=True)
-        alone = share == float("inf")
-        along = mean_along if alone else along + share * mean_along
-        old = mean_old if alone else old + share * mean_old
-    gamma = (along / old.clamp_min(torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
-    return gamma ** (1.0 / moments.steps[0])
+    pair = moments.table[4:6]  # <v1, v2> and <v2, v2>
+    if share == float("inf"):
+        pair = moments.total.table[4:6]
+    elif share > 0:
+        pair = torch.add(pair, moments.total.table[4:6], alpha=share / moments.tokens)
+    along, old = pair.unbind()
+    gamma = (along / old.clamp_min(torch.finfo(torch.float32).tiny)).clamp_(0.0, 1.0)
+    return gamma if moments.steps[0] == 1.0 else gamma.pow_(1.0 / moments.steps[0])
 
 
 @dataclass(frozen=True)
 class TrendFit(Fit):
     """One damping per token; with feedback, one trust in it per sample (and the evidence for that)."""
 
-    ratio: tuple[Tensor, ...]
-    unit: tuple[float, ...]
-    trust: tuple[Tensor, ...] = ()
-    evidence: tuple[Tensor, ...] = ()
+    ratio: Tensor
+    unit: float
+    trust: Tensor | None = None
+    evidence: Tensor | None = None
 
-    def slopes(self, modality: int, horizon: Horizon) -> tuple[Slope, ...]:
-        damped = self.damped(modality, horizon.time)
-        if not self.trust:
+    def slopes(self, horizon: Horizon) -> tuple[Slope, ...]:
+        if horizon.whole and self.unit == 1.0:
+            damped = self.ratio.expand(len(horizon.steps), *self.ratio.shape).cumprod(0).cumsum(0)
+        else:
+            damped = self.damped(horizon.time)
+        if self.trust is None:
             return (damped,)
-        return (horizon.time + self.trust[modality] * (damped - horizon.time),)
+        straight = horizon.time if isinstance(horizon.time, Tensor) else damped.new_full((), horizon.time)
+        return (torch.lerp(straight, damped, self.trust),)
 
-    def damped(self, modality: int, time: Slope) -> Slope:
+    def damped(self, time: Slope) -> Slope:
         """The slope of the damped trend alone."""
-        unit = self.unit[modality]
-        return unit * geometric(self.ratio[modality], time / unit)
+        if self.unit == 1.0:
+            return geometric(self.ratio, time)
+        return self.unit * geometric(self.ratio, time / self.unit)
+
+    def rows(self, start: int, count: int) -> TrendFit:
+        ratio = self.ratio.narrow(0, start, count)
+        if self.trust is None:
+            return TrendFit(ratio, self.unit)
+        return TrendFit(ratio, self.unit, self.trust.narrow(0, start, count), self.evidence.narrow(1, start, count))
 
 
 def geometric(ratio: Tensor, count: Slope) -> Tensor:
     """``r + r^2 + ... + r^count`` for any real count >= 0, with the limit ``count`` at r = 1."""
+    if isinstance(count, float) and count.is_integer() and 1.0 <= count <= 16.0:
+        total = ratio
+        for _ in range(int(count) - 1):
+            total = torch.addcmul(ratio, ratio, total)
+        return total
     # fp32 loses the quotient near 1, where the sum is count to first order.
     near = ratio > 1.0 - 1e-4
     safe = torch.where(near, 0.5, ratio)

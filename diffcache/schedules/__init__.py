@@ -4,7 +4,7 @@ from .adaptive import ChaoticSkipping, Guarded, streak
 from .base import NEVER, Schedule
 from .broadcast import Broadcast, pyramid
 from .change import expected_change, relative_change, transformation_rate
-from .drift import chaotic_drift, relative_drift
+from .drift import chaotic_drift, turning_drift
 from .magnitude import MagCache, ratios, resample, skip_error
 from .parallel import Parallel
 from .placement import Explicit, Interval, PowerLaw, power_law
@@ -35,9 +35,9 @@ __all__ = [
     "pyramid",
     "ratios",
     "relative_change",
-    "relative_drift",
     "resample",
     "skip_error",
     "streak",
     "transformation_rate",
+    "turning_drift",
 ]
