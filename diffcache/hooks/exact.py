@@ -185,7 +185,7 @@ class ExactSavings:
         self._hooks: dict[nn.Module, _AnswerHook] = {}
         self._weights: Any = None
         self._closed: set[nn.Module] | None = set()
-        self._edition = 0
+        self._edition, self._examined = 0, False
         #: whose answers hold in the pass under way
         self.now: ExactMemory | None = None
 
@@ -203,8 +203,8 @@ class ExactSavings:
         if weights != self._weights:
             self._weights = weights
             self._drop_plans()
-        if memory.edition < 0:
-            self._examine()
+        if not self._examined:
+            self.begin()
         if memory.edition != self._edition:
             memory.forget()
             memory.edition = self._edition
@@ -217,9 +217,14 @@ class ExactSavings:
 
     # -- whether the answers hold ----------------------------------------------------------------------------------
 
-    def _examine(self) -> None:
-        """Once a branch: other people's hooks may have come or gone since the last trajectory."""
-        closed = closed_modules(self._model)
+    def begin(self, compiled: bool = False) -> None:
+        """A trajectory begins: other people's hooks may have come or gone since the last one.
+
+        Args:
+            compiled: what is called is a compiled wrapper of the model.
+        """
+        self._examined = True
+        closed = None if compiled else closed_modules(self._model)
         if closed != self._closed:
             self._closed = closed
             self._drop_plans()

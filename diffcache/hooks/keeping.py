@@ -14,61 +14,59 @@ from .given import version
 _ASIDE = frozenset(vars(nn.Module())) | {"_diffusers_hook", "_hf_hook", "diffcache"}
 _DEPTH = 3
 
-#: a container, the key in it, and what stood there
-Link = tuple[Any, Any, Any]
-
 
 @dataclass(frozen=True)
 class Kept:
-    """One tensor, and the way to it from its module.
+    """One tensor, and the way to it.
 
     Attributes:
         tensor: as it was found.
         counted: its version then.
-        links: from the module's attributes down to the tensor.
+        owner: where the way begins: a module's attributes, or its buffers.
+        way: names and indices from there.
     """
 
     tensor: Tensor
     counted: int
-    links: tuple[Link, ...]
+    owner: dict[str, Any]
+    way: tuple[Any, ...]
 
     @property
     def intact(self) -> bool:
         """Whether the same tensor still stands in the same place, and nobody has written to it."""
-        return version(self.tensor) == self.counted and all(
-            _at(owner, key) is value for owner, key, value in self.links
-        )
+        return version(self.tensor) == self.counted and self._found() is self.tensor
+
+    def _found(self) -> Any:
+        value: Any = self.owner
+        for key in self.way:
+            try:
+                value = _contents(value)[key]
+            except (KeyError, IndexError):
+                return None
+        return value
 
 
 def kept_tensors(model: nn.Module) -> Iterator[Kept]:
     """Everything that is kept by the model and its parts, parameters apart."""
     for module in model.modules():
-        yield from _in(module._buffers, ())
-        yield from _in({name: v for name, v in vars(module).items() if name not in _ASIDE}, (), vars(module))
+        for owner in (module._buffers, vars(module)):
+            yield from _in(owner, owner, ())
 
 
-def _in(items: dict[Any, Any], links: tuple[Link, ...], owner: Any = None) -> Iterator[Kept]:
-    for key, value in items.items():
-        way = (*links, (items if owner is None else owner, key, value))
-        if isinstance(value, Tensor):
-            if not value.is_meta:
-                yield Kept(value, version(value), way)
-        elif len(way) < _DEPTH and not isinstance(value, (nn.Module, type)):
-            inside, holder = _contents(value)
-            yield from _in(inside, way, holder)
+def _in(owner: dict[str, Any], value: Any, way: tuple[Any, ...]) -> Iterator[Kept]:
+    contents = _contents(value)
+    for key in contents if isinstance(contents, dict) else range(len(contents)):
+        part = contents[key]
+        if isinstance(part, Tensor):
+            if not part.is_meta:
+                yield Kept(part, version(part), owner, (*way, key))
+        elif len(way) + 1 < _DEPTH and key not in _ASIDE and not isinstance(part, (nn.Module, type)):
+            yield from _in(owner, part, (*way, key))
 
 
-def _contents(value: Any) -> tuple[dict[Any, Any], Any]:
-    if isinstance(value, dict):
-        return value, value
-    if isinstance(value, (list, tuple)):
-        return dict(enumerate(value)), value
+def _contents(value: Any) -> Any:
+    """What can be looked up in a value by name or index; an object's attributes."""
+    if isinstance(value, (dict, list, tuple)):
+        return value
     attributes = getattr(value, "__dict__", None)
-    return (attributes, attributes) if isinstance(attributes, dict) else ({}, None)
-
-
-def _at(owner: Any, key: Any) -> Any:
-    try:
-        return owner[key]
-    except (KeyError, IndexError):
-        return None
+    return attributes if isinstance(attributes, dict) else ()

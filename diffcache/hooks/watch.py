@@ -12,6 +12,7 @@ from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from .attach import HOOK_NAME
+from .compiled import is_compiled
 from .flow import Flow, Frame, leaves, storage_of
 from .given import is_plain
 from .keeping import Kept, kept_tensors
@@ -176,9 +177,11 @@ class Watch:
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
     """What a call could change on a module and those in it, by identity and length."""
     owners = [owner for m in module.modules() for owner in (m._buffers, vars(m))]
-    return tuple(
-        (name, id(v), len(v) if isinstance(v, (list, dict, set)) else 0) for o in owners for name, v in o.items()
-    )
+    return tuple((name, id(value), _length(value)) for owner in owners for name, value in owner.items())
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (list, dict, set)) else 0
 
 
 def closed_modules(model: nn.Module) -> set[nn.Module] | None:
@@ -187,17 +190,16 @@ def closed_modules(model: nn.Module) -> set[nn.Module] | None:
     A hook on the module itself (``register_forward_hook``) hears the answer as it would hear the result; one further
     inside would hear nothing. What is compiled cannot be looked into.
     """
+    if any(map(is_compiled, model.modules())):
+        return None
     closed: set[nn.Module] = set()
-    return None if _close(model, closed) is None else closed
+    _close(model, closed)
+    return closed
 
 
-def _close(module: nn.Module, closed: set[nn.Module]) -> bool | None:
-    """Add what must run; True if a module around this one must run for its sake, None if something is compiled."""
-    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
-        return None
+def _close(module: nn.Module, closed: set[nn.Module]) -> bool:
+    """Add what must run; True if the module around this one must run for its sake."""
     inside = [_close(child, closed) for child in module.children()]
-    if None in inside:
-        return None
     carried = _carried(module)
     if any(inside) or carried:
         closed.add(module)
