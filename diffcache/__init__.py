@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, NothingSkippedWarning, ScheduleFileError, UnsupportedModelError
+from .errors import ConfigError, NothingSkippedWarning, ScheduleFileError, UncompiledWarning, UnsupportedModelError
 
 if TYPE_CHECKING:
     from .methods import list_methods
@@ -30,6 +30,7 @@ __all__ = [
     "NothingSkippedWarning",
     "ScheduleFileError",
     "Support",
+    "UncompiledWarning",
     "UnsupportedModelError",
     "accelerate_model",
     "accelerate_pipeline",
