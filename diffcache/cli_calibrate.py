@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .cli_options import Debug
-from .errors import ConfigError, ScheduleFileError, UnsupportedModelError
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .learn import Calibration
-    from .media.session import Session
-    from .schedules.calibration import Expert
 
 SUFFIX = ".safetensors"
 EPILOG = (
@@ -60,14 +59,16 @@ def calibrate(
     """
     from .media.request import Request, check_model, short_name
     from .media.terminal import StepProgress, console, say, summarise
+    from .media.writing import check_target
 
     wanted = read_seeds(seeds)
     check_model(model)
     fields = (prompt, negative_prompt, actions, image, clip, steps, wanted[0], guidance, height, width, frames)
     request = Request(*fields)
-    target = _check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}")
+    target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
     from .learn import calibrate as measure  # loads torch: not before everything light is checked
-    from .learn import check_settings, write_calibration
+    from .learn import check_settings, describe, write_calibration
+    from .media.runs import generate
     from .media.session import open_session
 
     check_settings(method, degree)
@@ -75,11 +76,14 @@ def calibrate(
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:
-        runs = [_run(session, seed) for seed in wanted]
+        runs = [partial(generate, arguments=session.call.arguments, seed=seed) for seed in wanted]
         found = measure(session.pipe, method, runs, progress=progress, degree=degree)
     write_calibration(found, target)
-    summarise(f"{session.name} · {method} · {found.steps} steps · {found.sampler}", _facts(found))
-    say(f"written to {target}\nuse it: {_use(model, method, target, request, found)}")
+    summarise(
+        f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
+        [*describe(found), ("written to", str(target))],
+    )
+    say(f"use it: {_use(model, target, prompt, found)}")
 
 
 def read_seeds(text: str) -> list[int]:
@@ -92,70 +96,7 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _check_target(path: Path) -> Path:
-    if path.suffix != SUFFIX:
-        raise ConfigError(f"out: '{path}' has the suffix '{path.suffix}', must end in {SUFFIX}")
-    if path.is_dir():
-        raise ConfigError(f"out: '{path}' is a folder, must be a file name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"out: '{path}' cannot be written ({error.strerror}), must be in a folder that can be"
-        ) from error
-    return path
-
-
-def _run(session: Session, seed: int) -> Any:
-    """One dense run of the session's call."""
-    import torch
-
-    def run(pipe: Any) -> None:
-        try:
-            pipe(**session.call.arguments, generator=torch.Generator("cpu").manual_seed(seed))
-        except (ConfigError, ScheduleFileError, UnsupportedModelError):
-            raise
-        except ValueError as error:
-            # A pipeline answers ValueError to sizes and texts that it cannot take.
-            raise ConfigError(f"{type(pipe).__name__}: {error}") from error
-
-    return run
-
-
-def _facts(found: Calibration) -> list[tuple[str, str]]:
-    describe = {"magcache": _about_ratios, "teacache": _about_fit}[found.method]
-    several = len(found.experts) > 1
-    facts = [
-        (f"{name} {key}" if several else key, text) for name, e in found.experts.items() for key, text in describe(e)
-    ]
-    return [("dense runs", str(found.runs)), *facts]
-
-
-def _about_ratios(expert: Expert) -> list[tuple[str, str]]:
-    q = expert.quality
-    return [
-        ("branches", ", ".join(expert.branches)),
-        ("ratios", f"{q['low']:.4f} to {q['high']:.4f}, at most {q['spread']:.4f} between the runs"),
-    ]
-
-
-def _about_fit(expert: Expert) -> list[tuple[str, str]]:
-    from .learn import POOR
-
-    q = expert.quality
-    facts = [
-        ("polynomial", f"degree {q['degree']:.0f} through {q['points']:.0f} points"),
-        ("fit", f"R² {q['r2']:.2f}, off by {q['error']:.3f} where the output changes by {q['mean']:.3f} on average"),
-    ]
-    if q["r2"] >= POOR:
-        return facts
-    return [
-        *facts,
-        ("poor fit", "the first block says little about the output here: prefer magcache, or compare first"),
-    ]
-
-
-def _use(model: str, method: str, target: Path, request: Any, found: Calibration) -> str:
-    words = ["diffcache", "sample", "--model", model, "--method", method, "--schedule", str(target)]
-    words += ["--prompt", request.prompt] if request.prompt else []
+def _use(model: str, target: Path, prompt: str | None, found: Calibration) -> str:
+    words = ["diffcache", "sample", "--model", model, "--method", found.method, "--schedule", str(target)]
+    words += ["--prompt", prompt] if prompt else []
     return shlex.join([*words, "--steps", str(found.steps), "--compare"])

@@ -4,6 +4,7 @@ from ..schedules.calibration import Calibration
 from ..schedules.files import read_calibration, write_calibration
 from .fitting import POOR, PolynomialFit, fit_polynomial
 from .measuring import METHODS, calibrate, check_settings
+from .summary import describe
 
 __all__ = [
     "METHODS",
@@ -12,6 +13,7 @@ __all__ = [
     "PolynomialFit",
     "calibrate",
     "check_settings",
+    "describe",
     "fit_polynomial",
     "read_calibration",
     "write_calibration",

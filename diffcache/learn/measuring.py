@@ -75,8 +75,8 @@ def calibrate(
     gather = _polynomial if method == "teacache" else _ratios
     experts = {}
     for name, ear in ears.items():
-        numbers, quality = gather(ear.tracks, degree)
-        experts[name] = Expert(identities[name], ear.tracks[0].steps, _branches(ear.tracks), numbers, quality)
+        found = gather(ear.tracks, degree)
+        experts[name] = Expert(identities[name], ear.tracks[0].steps, _branches(ear.tracks), *found)
     trajectories = len({track.trajectory for track in tracks})
     return Calibration(method, tracks[0].sampler, tracks[0].trajectory_steps, trajectories, experts)
 
@@ -176,14 +176,15 @@ def _alike(what: str, values: Sequence[Any]) -> None:
 
 # -- from tracks to numbers --------------------------------------------------------------------------------------------
 
-Numbers = tuple[dict[str, Tensor], dict[str, float]]
+#: numbers, quality and note of an :class:`Expert`
+Found = tuple[dict[str, Tensor], dict[str, float], str]
 
 
 def _branches(tracks: Sequence[Track]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(track.branch for track in tracks))
 
 
-def _ratios(tracks: Sequence[Track], degree: int) -> Numbers:
+def _ratios(tracks: Sequence[Track], degree: int) -> Found:
     """Ratios of shape ``[branches, steps]``: the mean over the runs. A step that showed none is NaN: it computes."""
     rows, spread = [], 0.0
     for branch in _branches(tracks):
@@ -196,14 +197,21 @@ def _ratios(tracks: Sequence[Track], degree: int) -> Numbers:
         spread = max(spread, float((runs.amax(0) - runs.amin(0)).nan_to_num().amax()))
     table = torch.stack(rows)
     known = table[table.isfinite()]
-    return {"ratios": table}, {"low": float(known.min()), "high": float(known.max()), "spread": spread}
+    note = f"{table.numel() - known.numel()} ratios could not be measured: their steps are computed"
+    quality = {"low": float(known.min()), "high": float(known.max()), "spread": spread}
+    return {"ratios": table}, quality, note if len(known) < table.numel() else ""
 
 
-def _polynomial(tracks: Sequence[Track], degree: int) -> Numbers:
+def _polynomial(tracks: Sequence[Track], degree: int) -> Found:
     """The fitted polynomial, its range, and the points that it was fitted to."""
     points = [pair for track in tracks for pair in track.numbers.values() if all(isfinite(v) for v in pair)]
     fit = fit_polynomial(points, degree)
     numbers = {"polynomial": fit.coefficients, "fitted": fit.fitted, "points": points}
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
     quality = {"r2": fit.r2, "error": fit.error, "mean": fit.mean, "degree": fit.degree, "points": fit.points}
-    return tensors, quality
+    note = (
+        f"poor fit: the first block's input explains {max(fit.r2, 0.0):.0%} of the output's change; prefer magcache"
+        if fit.poor
+        else ""
+    )
+    return tensors, quality, note

@@ -105,16 +105,25 @@ def run_once(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
     with accelerated(pipe, config), _following(pipe, call, on_step, label) as extra:
         _synchronise(pipe)
         begin = time.perf_counter()
-        try:
-            output = pipe(**call.arguments, **extra, generator=torch.Generator("cpu").manual_seed(seed))
-        except (ConfigError, ScheduleFileError):
-            raise
-        except ValueError as error:
-            # A pipeline answers ValueError to sizes and texts that it cannot take.
-            raise ConfigError(f"{type(pipe).__name__}: {error}") from error
+        output = generate(pipe, {**call.arguments, **extra}, seed)
         _synchronise(pipe)
         seconds = time.perf_counter() - begin
         return Run(read_output(output), seconds, _trajectories(pipe.diffcache))
+
+
+def generate(pipe: Any, arguments: dict[str, Any], seed: int) -> Any:
+    """What the pipeline returns.
+
+    Raises:
+        ConfigError: the pipeline refuses an argument.
+    """
+    try:
+        return pipe(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
+    except (ConfigError, ScheduleFileError):
+        raise
+    except ValueError as error:
+        # A pipeline answers ValueError to sizes and texts that it cannot take.
+        raise ConfigError(f"{type(pipe).__name__}: {error}") from error
 
 
 def run_pair(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: OnStep, repeats: int = 2) -> Pair:

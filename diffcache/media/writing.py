@@ -15,16 +15,17 @@ from .frames import side_by_side
 SUFFIXES = (".png", ".gif", ".mp4")
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
     """The path, once it is sure that a file can be written there; its folder is made where it is missing.
 
     Raises:
         ConfigError: the suffix is unknown, the path is a folder, or nothing can be written in its folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
         got = f"has the suffix '{path.suffix}'" if path.suffix else "has no suffix"
-        raise ConfigError(f"out: '{path}' {got}, must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        *first, last = suffixes
+        raise ConfigError(f"out: '{path}' {got}, must end in {', '.join(first)}{' or ' if first else ''}{last}")
     if path.is_dir():
         raise ConfigError(f"out: '{path}' is a folder, must be a file name")
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from torch import Tensor
 
 from ..errors import ConfigError, ScheduleFileError
 from ..hooks.recipe import Recipe
@@ -13,6 +15,9 @@ from ..schedules.bound import Bound
 from ..schedules.calibration import Calibration, Expert
 from ..schedules.files import read_calibration
 from .base import MethodConfig
+
+#: in a shape: as many as there are steps
+STEPS = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +28,8 @@ class CalibratedConfig(MethodConfig):
         schedule: path of a schedule file that ``diffcache calibrate`` (:func:`diffcache.learn.calibrate`) wrote.
     """
 
-    #: numbers that the method takes from a calibration -> their axes
-    numbers: ClassVar[dict[str, int]] = {}
+    #: numbers that the method takes from a calibration -> their shape, None for any size
+    numbers: ClassVar[dict[str, tuple[int | None, ...]]] = {}
 
     schedule: str | None = None
 
@@ -70,10 +75,15 @@ class CalibratedConfig(MethodConfig):
         known = read_calibration(self.schedule)
         known.check_method(self.method)
         for name, expert in known.experts.items():
-            for key, axes in self.numbers.items():
-                number = expert.numbers.get(key)
-                if number is None or number.dim() != axes or not number.numel():
-                    raise ScheduleFileError(f"{self.schedule}: damaged: no {key} of {name}")
+            if not all(_sound(expert.numbers.get(key), shape, expert.steps) for key, shape in self.numbers.items()):
+                raise ScheduleFileError(f"{self.schedule}: damaged: {' or '.join(self.numbers)} of {name} is not right")
         if not known.experts:
             raise ScheduleFileError(f"{self.schedule}: damaged: no denoiser")
         return known
+
+
+def _sound(number: Tensor | None, shape: Sequence[int | None], steps: int) -> bool:
+    if number is None or not number.is_floating_point() or number.dim() != len(shape) or not number.numel():
+        return False
+    wanted = [steps if size == STEPS else size for size in shape]
+    return all(size in (None, found) for size, found in zip(wanted, number.shape, strict=True))

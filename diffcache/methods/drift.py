@@ -12,7 +12,7 @@ from ..predictors import Taylor
 from ..schedules import IDENTITY, NEVER, POLYNOMIALS, RATIOS, EasyCache, FirstBlock, MagCache, TeaCache
 from ..schedules.calibration import Expert
 from .base import MethodConfig
-from .calibrated import CalibratedConfig
+from .calibrated import STEPS, CalibratedConfig
 from .checks import check_number
 
 
@@ -84,7 +84,7 @@ class TeaCacheConfig(CalibratedConfig):
 
     method: ClassVar[str] = "teacache"
     summary: ClassVar[str] = "the modulated input's summed change decides about all blocks (TeaCache)"
-    numbers: ClassVar[dict[str, int]] = {"polynomial": 1, "fitted": 1}
+    numbers: ClassVar[dict[str, tuple[int | None, ...]]] = {"polynomial": (None,), "fitted": (2,)}
 
     warmup: int = 1
     max_skip: int = 64
@@ -148,7 +148,7 @@ class MagCacheConfig(CalibratedConfig):
 
     method: ClassVar[str] = "magcache"
     summary: ClassVar[str] = "calibrated magnitude ratios decide ahead which steps are reused (MagCache)"
-    numbers: ClassVar[dict[str, int]] = {"ratios": 2}
+    numbers: ClassVar[dict[str, tuple[int | None, ...]]] = {"ratios": (None, STEPS)}
 
     warmup: int = 1
     max_skip: int = 3

@@ -43,6 +43,7 @@ class Expert:
         branches: its branches, in the order of their first call.
         numbers: what the method needs, by name.
         quality: how far the numbers can be trusted, by name.
+        note: a warning in one line, where there is reason for one.
     """
 
     identity: Identity
@@ -50,6 +51,7 @@ class Expert:
     branches: tuple[str, ...]
     numbers: Mapping[str, Tensor]
     quality: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

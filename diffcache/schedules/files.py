@@ -31,7 +31,7 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
         ScheduleFileError: another suffix than ``.safetensors``, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
+    if path.suffix.lower() != SUFFIX:
         raise ScheduleFileError(f"{path}: unknown suffix '{path.suffix}', must be {SUFFIX}")
     numbers = {
         f"{name}.{key}": value.detach().to("cpu", torch.float64).contiguous()
@@ -99,6 +99,7 @@ def _header(calibration: Calibration) -> dict[str, Any]:
                 "steps": expert.steps,
                 "branches": list(expert.branches),
                 "quality": dict(expert.quality),
+                "note": expert.note,
             }
             for name, expert in calibration.experts.items()
         },
@@ -124,6 +125,7 @@ def _expert(name: str, facts: Mapping[str, Any], numbers: Mapping[str, Tensor]) 
         branches=tuple(_typed(list, facts["branches"])),
         numbers={key.removeprefix(f"{name}."): t for key, t in numbers.items() if key.startswith(f"{name}.")},
         quality=_typed(dict, facts["quality"]),
+        note=_typed(str, facts["note"]),
     )
 
 

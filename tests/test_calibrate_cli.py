@@ -1,0 +1,110 @@
+"""``diffcache calibrate`` and ``sample --schedule`` as other programs see them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from diffcache.learn import read_calibration
+
+from .test_cli import forker, run  # noqa: F401 - fixtures
+
+WAN = ("--model", "tiny-wan", "--steps", "8")
+
+
+@pytest.fixture
+def schedule(run, tmp_path):  # noqa: F811
+    """A schedule file of tiny-wan for 8 steps."""
+    answer = run("calibrate", *WAN, "--method", "magcache", "--out", "s.safetensors")
+    assert (answer.code, answer.err) == (0, "")
+    return tmp_path / "s.safetensors"
+
+
+@pytest.mark.parametrize("method", ["magcache", "teacache"])
+def test_a_model_is_calibrated(run, method, tmp_path):  # noqa: F811
+    answer = run("calibrate", *WAN, "--method", method, "--out", "new/s.safetensors", "--seeds", "0,1")
+    assert (answer.code, answer.err) == (0, "")
+    assert "dense run 2/2: step 8 of 8" in answer.out
+    assert re.search(r"written to +new/s.safetensors\n", answer.out)
+    assert ("ratios" if method == "magcache" else "R²") in answer.out
+    found = read_calibration(tmp_path / "new" / "s.safetensors")
+    assert (found.method, found.steps, found.runs) == (method, 8, 2)
+    assert found.sampler == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_the_command_that_it_names_works(run):  # noqa: F811
+    answer = run("calibrate", *WAN, "--method", "magcache", "--prompt", "turns left", "--out", "s.safetensors")
+    command = re.search(r"use it: diffcache (.+)", answer.out).group(1)
+    words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", command)]
+    answer = run(*words, "--repeats", "1")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(r"cond +F[Fc]{7}  \d of 8 computed", answer.out)
+
+
+def test_one_seed_gives_one_file(run, tmp_path):  # noqa: F811
+    for name in "ab":
+        assert run("calibrate", *WAN, "--method", "teacache", "--out", f"{name}.safetensors").code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_help_teaches(run):  # noqa: F811
+    answer = run("calibrate", "--help")
+    assert answer.code == 0
+    for text in ("Examples", "--seeds", "--steps", "--out", "refused"):
+        assert text in answer.out
+    assert "calibrate" in run("--help").out
+    assert "--schedule" in run("sample", "--help").out
+
+
+def test_a_file_for_something_else_is_refused_with_one_line(run, schedule, tmp_path):  # noqa: F811
+    cases = {
+        "steps: made for 8, but here it is 6": ("--model", "tiny-wan", "--steps", "6", "--method", "magcache"),
+        "method: made for magcache, but here it is teacache": (*WAN, "--method", "teacache"),
+        "model: made for WanTransformer3DModel, but here it is CogVideoX": ("--steps", "8", "--method", "magcache"),
+        "unknown field 'schedule'": (*WAN, "--method", "worldcache"),
+    }
+    for wanted, arguments in cases.items():
+        answer = run("sample", *arguments, "--schedule", str(schedule), "--out", "a.png")
+        assert answer.code == 2
+        assert wanted in answer.line
+        assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("method", ["magcache", "teacache"])
+def test_without_a_schedule_the_command_is_named(run, method):  # noqa: F811
+    answer = run("sample", *WAN, "--method", method)
+    assert answer.code == 2
+    assert f"diffcache calibrate --model MODEL --method {method}" in answer.line
+
+
+BAD = {
+    "method": (["--method", "fora"], "method: 'fora' takes no calibration; those that do: magcache, teacache"),
+    "no method": ([], "Missing option '--method'"),
+    "model": (["--method", "magcache", "--model", "tiny-wam"], "unknown model 'tiny-wam': did you mean 'tiny-wan'?"),
+    "steps": (["--method", "magcache", "--steps", "0"], "steps: 0 is out of range"),
+    "few steps": (["--method", "teacache", "--model", "tiny-wan", "--steps", "2"], "steps: too few for a fit"),
+    "seeds": (["--method", "magcache", "--seeds", "0;1"], "seeds: '0;1' is not a list of seeds"),
+    "no seeds": (["--method", "magcache", "--seeds", ""], "seeds: '' is not a list of seeds"),
+    "negative seed": (["--method", "magcache", "--seeds", "0,-1"], "seeds: '0,-1' is not a list of seeds"),
+    "one seed twice": (["--method", "magcache", "--seeds", "3,3"], "seeds: '3,3' names a seed twice"),
+    "degree": (["--method", "teacache", "--degree", "0"], "degree: 0 is out of range"),
+    "suffix": (["--method", "magcache", "--out", "a.pt"], "out: 'a.pt' has the suffix '.pt', must end in .safetensors"),
+    "no folder": (["--method", "magcache", "--out", ".stdout/a.safetensors"], "cannot be written"),
+    "prompt of a world": (["--method", "magcache", "--prompt", "a cat"], "prompt: 'a cat' cannot be used"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_arguments_answer_with_one_line_and_exit_2(run, case, tmp_path):  # noqa: F811
+    arguments, expected = BAD[case]
+    answer = run("calibrate", *arguments)
+    assert answer.code == 2
+    assert expected in answer.line
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_a_hub_model_without_network_fails_with_1(run):  # noqa: F811
+    answer = run("calibrate", "--method", "magcache", "--model", "wan2.1", "--prompt", "a cat")
+    assert answer.code == 1
+    assert "try --model tiny-wan" in answer.line
