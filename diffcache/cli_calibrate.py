@@ -15,6 +15,7 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .learn import Calibration
+    from .media.session import Session
 
 SUFFIX = ".safetensors"
 EPILOG = (
@@ -83,7 +84,7 @@ def calibrate(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
         [*describe(found), ("written to", str(target))],
     )
-    say(f"use it: {_use(model, target, prompt, found)}")
+    say(f"use it: {_use(session, target, found)}")
 
 
 def read_seeds(text: str) -> list[int]:
@@ -96,7 +97,8 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _use(model: str, target: Path, prompt: str | None, found: Calibration) -> str:
-    words = ["diffcache", "sample", "--model", model, "--method", found.method, "--schedule", str(target)]
-    words += ["--prompt", prompt] if prompt else []
-    return shlex.join([*words, "--steps", str(found.steps), "--compare"])
+def _use(session: Session, target: Path, found: Calibration) -> str:
+    words = ["diffcache", "sample", "--model", session.model, "--method", found.method, "--schedule", str(target)]
+    words += ["--prompt", session.request.prompt] if session.request.prompt else []
+    # as asked for: samplers with two calls a step run more than that
+    return shlex.join([*words, "--steps", str(session.call.steps), "--compare"])

@@ -9,8 +9,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers.image_processor import VaeImageProcessor
 
-from diffcache import ConfigError, UnsupportedModelError, accelerate_model, accelerate_pipeline, accelerated, restore
+from diffcache import (
+    ConfigError,
+    ScheduleFileError,
+    UnsupportedModelError,
+    accelerate_model,
+    accelerate_pipeline,
+    accelerated,
+    restore,
+)
 from diffcache.learn import POOR, calibrate, describe, fit_polynomial, read_calibration, write_calibration
 from diffcache.methods import load_config, make_config
 from diffcache.schedules import MagCache, TeaCache
@@ -21,6 +31,7 @@ from .models import (
     decisions,
     denoisers,
     dit_pipeline,
+    flux_pipeline,
     normal,
     run_wan,
     sample,
@@ -30,6 +41,7 @@ from .models import (
     wan_two_experts,
 )
 from .test_law_restore import attributes, forward_hooks
+from .test_pipelines import repaint
 from .test_schedules import trace
 from .test_trained import closeness, loaded  # noqa: F401 - a fixture
 
@@ -170,6 +182,28 @@ def test_a_bare_denoiser_is_calibrated_in_its_loop(tmp_path):
     accelerate_model(model, "magcache", schedule=path, threshold=1e9)
     sample("flux", model, 8)
     assert "c" in decisions(model)[0]
+
+
+def test_the_steps_are_those_that_run(tmp_path):
+    """A late start leaves steps out, and Heun's sampler calls the denoiser twice in most."""
+    pipe, path = FluxImg2ImgPipeline(**flux_pipeline().components), tmp_path / "c.safetensors"
+    pipe.latent_channels = 4
+    pipe.image_processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=4)
+    pipe.set_progress_bar_config(disable=True)
+    found = calibrate(pipe, "magcache", lambda p: repaint(p, 15, strength=0.6))
+    assert found.steps == 9
+    write_calibration(found, path)
+    accelerate_pipeline(pipe, "magcache", schedule=path, threshold=1e9)
+    repaint(pipe, 15, strength=0.6)
+    assert "c" in decisions(pipe)[0]
+    with pytest.raises(ScheduleFileError, match="steps: made for 9, but here it is 15"):
+        repaint(pipe, 15, strength=1.0)
+    pipe = wan_pipeline(scheduler=FlowMatchHeunDiscreteScheduler())
+    write_calibration(calibrate(pipe, "magcache", run(6)), path)
+    assert read_calibration(path).steps == len(pipe.scheduler.timesteps) > 6
+    accelerate_pipeline(pipe, "magcache", schedule=path, threshold=1e9)
+    run_wan(pipe, 6)
+    assert "c" in decisions(pipe)[0]
 
 
 def test_every_step_is_told_once_and_in_order():
