@@ -1,0 +1,175 @@
+"""``torch.compile`` beside a method: decisions stay outside of the graph, so there is one graph, whatever the steps do.
+
+A graph is counted when dynamo hands it to the backend; it would do so again for every recompilation and every part
+between two breaks. The counting backend runs graphs eagerly, so results are bit for bit those without compilation.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from diffcache import UncompiledWarning, accelerate_model, accelerate_pipeline, restore
+
+from .composing import LETTERS, alone, composed
+from .models import decisions, run_wan, sample, wan, wan_pipeline
+
+
+class Graphs(list):
+    """A backend that keeps the graphs it is given."""
+
+    def __call__(self, graph, inputs):
+        self.append(graph)
+        return graph.forward
+
+
+@pytest.fixture
+def graphs():
+    torch.compiler.reset()
+    counters.clear()
+    yield Graphs()
+    torch.compiler.reset()
+
+
+def in_place(graphs):
+    return lambda pipe: pipe.transformer.compile(backend=graphs, fullgraph=True)
+
+
+def wrapped(graphs):
+    def setup(pipe):
+        pipe.transformer = torch.compile(pipe.transformer, backend=graphs, fullgraph=True)
+
+    return setup
+
+
+def blocks(graphs):
+    return lambda pipe: pipe.transformer.compile_repeated_blocks(backend=graphs, fullgraph=True)
+
+
+WAYS = {"in place": in_place, "wrapped": wrapped, "blocks": blocks}
+#: what is compiled -> sites that leave it in one piece
+WHOLE = [("in place", "output"), ("wrapped", "output"), ("blocks", "output"), ("blocks", "body")]
+
+
+SLOW = pytest.mark.slow
+CASES = [
+    ("in place", "output", "before"),
+    ("in place", "output", "after"),
+    ("wrapped", "output", "after"),
+    pytest.param("wrapped", "output", "before", marks=SLOW),
+    pytest.param("blocks", "output", "before", marks=SLOW),
+    pytest.param("blocks", "output", "after", marks=SLOW),
+    ("blocks", "body", "before"),
+    ("blocks", "body", "after"),
+]
+
+
+@pytest.mark.parametrize(("way", "site", "order"), CASES)
+def test_one_graph_for_all_steps_branches_and_calls(way, site, order, graphs):
+    pipe = composed(WAYS[way](graphs), order, site=site)
+    assert torch.equal(run_wan(pipe, 9), alone(site))
+    assert decisions(pipe) == [LETTERS] * 2
+    run_wan(pipe, 14, seed=1)
+    assert len(graphs) == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("way", "site", "order"), [("blocks", "body", "after"), pytest.param("wrapped", "output", "after", marks=SLOW)]
+)
+def test_never_skipping_is_the_compiled_model(way, site, order, graphs):
+    bare = wan_pipeline()
+    WAYS[way](graphs)(bare)
+    wanted = run_wan(bare, 4)
+    pipe = composed(WAYS[way](graphs), order, site=site, max_skip=0)
+    assert torch.equal(run_wan(pipe, 4), wanted)
+
+
+@pytest.mark.parametrize(
+    ("way", "site"), [("in place", "body"), ("blocks", "module"), pytest.param("wrapped", "module", marks=SLOW)]
+)
+def test_what_has_hooks_inside_runs_uncompiled_and_says_so(way, site, graphs):
+    pipe = composed(WAYS[way](graphs), "after", site=site)
+    with pytest.warns(UncompiledWarning, match=r"compile_repeated_blocks.*or choose site output"):
+        latents = run_wan(pipe, 9)
+    assert torch.equal(latents, alone(site))
+    assert not graphs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        run_wan(pipe, 4)
+    restore(pipe)
+    run_wan(pipe, 2)
+    assert len(graphs) == 1  # compiled again
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("way", ["wrapped", pytest.param("in place", marks=SLOW), pytest.param("blocks", marks=SLOW)])
+def test_restore_leaves_what_was_compiled(way, graphs):
+    pipe = composed(WAYS[way](graphs), "before")
+    run_wan(pipe, 9)
+    restore(pipe)
+    seen = len(graphs)
+    assert torch.equal(run_wan(pipe, 4), run_wan(wan_pipeline(), 4))
+    assert len(graphs) - seen <= 1
+    run_wan(pipe, 9, seed=1)
+    assert len(graphs) - seen <= 1
+
+
+def test_compiled_once_more_after_acceleration(graphs):
+    """Another backend, say: the method must not fall off with the call that it stood around."""
+    pipe = composed(in_place(graphs), "before")
+    run_wan(pipe, 9)
+    again = Graphs()
+    in_place(again)(pipe)
+    assert torch.equal(run_wan(pipe, 9), alone("output"))
+    assert decisions(pipe) == [LETTERS] * 2
+    assert len(again) == 1
+
+
+@SLOW
+def test_another_method_replaces_the_first_on_a_compiled_model(graphs):
+    pipe = composed(in_place(graphs), "before")
+    run_wan(pipe, 9)
+    accelerate_pipeline(pipe, "interval", interval=2)
+    fresh = accelerate_pipeline(wan_pipeline(), "interval", interval=2)
+    assert torch.equal(run_wan(pipe, 9), run_wan(fresh, 9))
+    assert decisions(pipe) == decisions(fresh)
+
+
+@pytest.mark.parametrize("order", ["after", pytest.param("before", marks=SLOW)])
+def test_a_bare_loop_over_what_compile_returned(order, graphs):
+    model = wan()
+    fast = torch.compile(model, backend=graphs) if order == "before" else None
+    accelerate_model(fast if fast is not None else model, "interval", interval=3)
+    fast = fast if fast is not None else torch.compile(model, backend=graphs)
+    plain = accelerate_model(wan(), "interval", interval=3)
+    assert sample("wan", fast, 9).equals(sample("wan", plain, 9))
+    assert decisions(fast) == [LETTERS] * 2
+    assert len(graphs) == 1
+    restore(fast)
+    assert sample("wan", fast, 4).equals(sample("wan", wan(), 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "site"), WHOLE)
+def test_compiled_by_inductor(way, site):
+    torch.compiler.reset()
+    counters.clear()
+    setup = {
+        "in place": lambda pipe: pipe.transformer.compile(fullgraph=True),
+        "wrapped": lambda pipe: setattr(pipe, "transformer", torch.compile(pipe.transformer, fullgraph=True)),
+        "blocks": lambda pipe: pipe.transformer.compile_repeated_blocks(fullgraph=True),
+    }[way]
+    bare = wan_pipeline()
+    setup(bare)
+    wanted = run_wan(bare, 6)
+    pipe = composed(setup, "before", site=site, max_skip=0)
+    assert torch.equal(run_wan(pipe, 6), wanted)
+    pipe = composed(setup, "before", site=site)
+    torch.testing.assert_close(run_wan(pipe, 9), alone(site), rtol=1e-3, atol=1e-4)
+    assert decisions(pipe) == [LETTERS] * 2
+    assert not counters["graph_break"]
+    torch.compiler.reset()
