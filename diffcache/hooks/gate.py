@@ -14,7 +14,7 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
 from .modules import first_attention
@@ -51,6 +51,8 @@ class GatedBody(BodySite):
         self.first, self.last, self.inside = first, last, inside
         found = [first_attention(blocks[0]) for blocks in block_lists.values()] if inside else []
         self._attentions = [module for module in found if module is not None]
+        if inside and not self._attentions:
+            raise UnsupportedModelError(f"{type(model).__name__}: no block has an attention to listen to")
         #: what the gate heard at the last step that ran in full
         self.heard: Tensor | None = None
 
@@ -64,7 +66,7 @@ class GatedBody(BodySite):
 
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
-        gating = Gating(self.plan, self._copies, None if self.inside else self.first, decide)
+        gating = Gating(self.plan, self._copies, self.inside, decide)
         with self._during(gating):
             result = run()
         self.heard = gating.heard
@@ -81,8 +83,8 @@ class GatedBody(BodySite):
         explorer.leave_out(self.last)
         for plan, residuals in propose(explorer):
             moved = explorer.begin_later(plan, residuals, self.first)
-            if moved is not None:
-                self.heard = explorer.signal(plan, self.first, self.inside)
+            self.heard = None if moved is None else explorer.signal(moved[0], self.inside)
+            if moved is not None and (self.inside or self.heard is not None):
                 yield moved
 
     # -- hooks -----------------------------------------------------------------------------------------------------
@@ -109,38 +111,43 @@ class Gating:
     Args:
         plan: begins at the gate.
         copies: see :class:`Capturing`.
-        before: blocks of the body that run before the gate; None if the gate is inside the first one.
+        inside: whether the gate is inside the plan's first block.
         decide: called at the gate.
     """
 
-    def __init__(self, plan: Plan, copies: bool, before: int | None, decide: Decide) -> None:
-        self.plan, self._before, self._decide = plan, before, decide
+    def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide) -> None:
+        self.plan, self._inside, self._decide = plan, inside, decide
         self.capturing = Capturing(plan, copies)
         self._now: Capturing | Replaying = self.capturing
         self.heard: Tensor | None = None
-        self._recent: list[Tensor] = []  # what the last blocks before the gate received
+        self._running: nn.Module | None = None
+        self._recent: list[dict[str, Tensor]] = []  # what the last blocks before the gate received
 
     @property
     def replaying(self) -> bool:
         return self._now is not self.capturing
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        if self.heard is None and self._before is not None:
-            self._approach(block, _hidden(block, args, kwargs))
+        self._running = block
+        if self.heard is None and not self._inside:
+            self._approach(block, named_tensors(block, args, kwargs))
         try:
             return self._now.block(block, forward, args, kwargs)
         except _Leave:
             return self._now.block(block, forward, args, kwargs)
 
-    def _approach(self, block: nn.Module, hidden: Tensor) -> None:
-        self._recent = [*self._recent, hidden][-self._before - 1 :]
+    def _approach(self, block: nn.Module, streams: dict[str, Tensor]) -> None:
+        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
         if block is self.plan.start:
             with torch.no_grad():
-                self._pass(hidden - self._recent[0])
+                heard = _added(streams, self._recent[0])
             self._recent = []
+            if heard is not None:
+                self._pass(heard)
 
     def inside(self, value: Tensor) -> None:
-        if self._before is None and self.heard is None:
+        # lists that run before the body (text refiners) have attentions as well
+        if self._inside and self.heard is None and self._running is self.plan.start:
             self._pass(value.detach().clone())
             if self.replaying:
                 raise _Leave
@@ -186,38 +193,43 @@ class _Narrowing(Exploring):
         self.calls = {block: sum(v.block is block for v in self._visits) for block in kept}
 
     def begin_later(self, plan: Plan, residuals: list[Tensor], first: int) -> tuple[Plan, list[Tensor]] | None:
-        """The plan without its first calls, if the streams that it builds on are the same there."""
+        """The plan without its ``first`` calls; without more where the streams that it builds on come later (Latte)."""
         if not first:
             return plan, residuals
         begin = self._start(plan)
-        if begin + first >= len(self._visits):
-            return None
-        visit = self._visits[begin + first]
-        before = {v.block for v in self._visits[: begin + first]}
-        entry = f"{plan.entry} + {first}"
-        self.entries = {**self.entries, entry: visit}
-        skipped = {block: passage for block, passage in plan.skipped.items() if block not in before}
-        later = replace(plan, entry=entry, start=visit.block, skipped=skipped)
-        moved = later.residuals(visit.streams, self.ends)
-        return None if moved is None else (later, moved)
+        for before in range(first, len(self._visits) - begin):
+            visit = self._visits[begin + before]
+            moved = plan.residuals(visit.streams, self.ends)
+            if moved is not None:
+                return self._later(plan, visit, before), moved
+        return None
 
-    def signal(self, plan: Plan, first: int, inside: bool) -> Tensor | None:
-        """What the gate would have heard in the watched step."""
+    def _later(self, plan: Plan, visit: Visit, before: int) -> Plan:
+        passed = {v.block for v in self._visits[: self._start(plan) + before]}
+        entry = f"{plan.entry} + {before}"
+        self.entries = {**self.entries, entry: visit}
+        skipped = {block: passage for block, passage in plan.skipped.items() if block not in passed}
+        return replace(plan, entry=entry, start=visit.block, skipped=skipped, before=before)
+
+    def signal(self, plan: Plan, inside: bool) -> Tensor | None:
+        """What the gate of a plan would have heard in the watched step."""
         begin = self._start(plan)
         if inside:
             return self._heard.get(begin)
-        return _first(self._visits[begin + first].streams) - _first(self._visits[begin].streams)
+        return _added(self._visits[begin].streams, self._visits[begin - plan.before].streams)
 
     def _start(self, plan: Plan) -> int:
         return next(i for i, visit in enumerate(self._visits) if visit.block is plan.start)
 
 
-def _hidden(block: nn.Module, args: Any, kwargs: Any) -> Tensor:
-    return _first(named_tensors(block, args, kwargs))
+def _added(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor | None:
+    """What blocks added to the first stream that they changed (VACE's control blocks leave the hidden states alone)."""
+    pairs = ((now[name], before[name]) for name in now if name in before)
+    return next((n - b for n, b in pairs if n is not b and n.shape == b.shape), None)
 
 
-def _first(streams: Mapping[str, Tensor]) -> Tensor:
-    return next(iter(streams.values()))
+def _hidden(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
+    return next(iter(named_tensors(module, args, kwargs).values()))
 
 
 class _InsideHook(ModelHook):

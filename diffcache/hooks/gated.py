@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
 from ..schedules import relative_change
 from .anatomy import find_block_lists
 from .cache import Cache, Moment
@@ -53,8 +52,6 @@ class GatedSite(BodyOutput, Asking):
         return result
 
     def _refer(self, cache: GatedCache) -> None:
-        if self.body.heard is None:
-            raise UnsupportedModelError(f"{self.recipe.name}: the first block has no attention to listen to")
         cache.reference, self.body.heard = self.body.heard, None
 
     def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
@@ -70,7 +67,8 @@ class GatedSite(BodyOutput, Asking):
         return result, not replayed
 
     def share(self, kinds: frozenset[str]) -> float:
-        return (self.recipe.first + self.recipe.last) / len(self.body.blocks)
+        before = self.recipe.first if self.body.plan is None else self.body.plan.before
+        return (before + self.recipe.last) / len(self.body.blocks)
 
     def hindrance(self, cache: Cache) -> str | None:
         return super().hindrance(cache) or (

@@ -11,19 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .plans import Plan
-from .streams import Passage, named_tensors, trace
+from .streams import Links, Passage, Visit, named_tensors, trace, version
 
 Forward = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One call of a block: its input streams by name, the tensors that it returned, and how these continue those."""
-
-    block: nn.Module
-    streams: dict[str, Tensor]
-    parts: list[Tensor]
-    passage: Passage
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Exploring:
         self.entries: dict[str, Visit] = {}
         self.passages: dict[nn.Module, Passage] = {}
         self.calls: dict[nn.Module, int] = {}
-        self._links: dict[tuple[type[nn.Module], int], dict[int, str]] = {}
+        self._links = Links()
         self.last: Visit | None = None
         self.arrivals: list[Arrival] = []
         self.ends: list[Tensor] = []
@@ -73,32 +63,19 @@ class Exploring:
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         streams = named_tensors(block, args, kwargs)
-        self._link(block, streams)
+        self._links.arrive(block, streams)
         output = forward(*args, **kwargs)
         passage, parts = trace(block, streams, output)
         self.last = Visit(block, streams, parts, passage)
+        self._links.leave(self.last)
         self.entries.setdefault(self._lists[block], self.last)
         self.passages[block] = passage
         self.calls[block] = self.calls.get(block, 0) + 1
         self.arrivals.clear()
         return output
 
-    def _link(self, block: nn.Module, streams: Mapping[str, Tensor]) -> None:
-        """Results that the next block of the class receives as they are: surer than shapes, which may be alike."""
-        if self.last is None or type(block) is not type(self.last.block):
-            return
-        for index, part in enumerate(self.last.parts):
-            name = next((name for name, stream in streams.items() if stream is part), None)
-            if name is not None:
-                kind = type(block), len(self.last.parts)  # a last block may return fewer
-                self._links.setdefault(kind, {})[index] = name
-
     def _relink(self) -> None:
-        for block, passage in self.passages.items():
-            links = self._links.get((type(block), len(passage.sources)), {})
-            sources = tuple(links.get(i, source) for i, source in enumerate(passage.sources))
-            if len(set(sources)) == len(sources):
-                self.passages[block] = replace(passage, sources=sources)
+        self.passages = {block: self._links.told(block, passage) for block, passage in self.passages.items()}
         if self.last is not None:
             self.last = replace(self.last, passage=self.passages[self.last.block])
 
@@ -155,7 +132,7 @@ class Capturing:
         if block is self.plan.start and self.first is None:
             streams = named_tensors(block, args, kwargs)
             self.first = {n: t.clone() for n, t in streams.items()} if self._copies else streams
-            self._versions = {n: _version(t) for n, t in self.first.items()}
+            self._versions = {n: version(t) for n, t in self.first.items()}
         output = forward(*args, **kwargs)
         if block is self.plan.last:
             self._calls += 1
@@ -176,17 +153,13 @@ class Capturing:
     @property
     def overwritten(self) -> bool:
         """Whether the model wrote into what its first block received."""
-        return self.first is not None and any(_version(t) != self._versions[n] for n, t in self.first.items())
+        return self.first is not None and any(version(t) != self._versions[n] for n, t in self.first.items())
 
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
         if self.first is None or any(value is None for value in self.values) or self.overwritten:
             return None
         return self.plan.residuals(self.first, self.values)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class Replaying:

@@ -31,6 +31,7 @@ class Plan:
         bases: for each value at the end of the body, what stands there when no block changes anything.
         skipped: the blocks that do not run in a replay, with what they pass on.
         exits, last, calls, parts, passage: where the body ends.
+        before: blocks that run before the body because what they add is listened to.
     """
 
     entry: str
@@ -42,6 +43,7 @@ class Plan:
     calls: int = 0
     parts: tuple[int, ...] = ()
     passage: Passage | None = field(default=None)
+    before: int = 0
 
     def residuals(self, first: Mapping[str, Tensor], values: list[Tensor]) -> list[Tensor] | None:
         """What was added to the bases; None if the shapes are not those of this plan."""

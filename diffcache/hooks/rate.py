@@ -5,7 +5,8 @@ The cached value is the difference of output and input; the signal is known from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,49 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..predictors import TokenLayout
 from ..schedules import expected_change, transformation_rate
+from .anatomy import Anatomy
 from .cache import Cache, Moment
 from .forecast import Forecast
 from .outputs import flatten
 from .sites import Asking, Judge, OutputSite, Run
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Shape of an output, and its channel axis."""
+
+    shape: torch.Size
+    axis: int
+
+    def cut(self, sample: Tensor) -> Tensor | None:
+        """The channels of ``sample`` that the output is about; None if they differ in more than channels.
+
+        Pipelines put the noisy channels first and conditions behind them; a learned variance comes behind the noise.
+        """
+        if sample.shape == self.shape:
+            return sample
+        if sample.dim() != len(self.shape):
+            return None
+        cut = sample.narrow(self.axis, 0, min(sample.shape[self.axis], self.shape[self.axis]))
+        others = [i for i in range(sample.dim()) if i != self.axis]
+        return cut if all(cut.shape[i] == self.shape[i] for i in others) else None
+
+    def less(self, output: Tensor, base: Tensor | None) -> Tensor:
+        """What the output has over its base."""
+        return self._add(output, base, -1)
+
+    def onto(self, difference: Tensor, base: Tensor | None) -> Tensor:
+        """The output from its base."""
+        return self._add(difference, base, 1)
+
+    def _add(self, value: Tensor, base: Tensor | None, sign: int) -> Tensor:
+        if base is None:
+            return value
+        if base.shape == value.shape:
+            return torch.add(value, base, alpha=sign)
+        value = value.clone()
+        value.narrow(self.axis, 0, base.shape[self.axis]).add_(base, alpha=sign)
+        return value
 
 
 class RateCache(Forecast):
@@ -28,17 +68,23 @@ class RateCache(Forecast):
 
     def forget(self) -> None:
         super().forget()
-        self.rate: Tensor | None = None
-        self.computed: tuple[Tensor, Tensor] | None = None
-        self.previous: Tensor | None = None
+        self.forms: list[_Form] = []
+        self.rates: list[Tensor] = []
+        self.computed: list[tuple[Tensor, Tensor]] = []
+        self.previous: list[Tensor] = []
 
     def held(self) -> Iterator[Tensor]:
         yield from super().held()
-        yield from (t for t in (*(self.computed or ()), self.previous, self.rate) if t is not None)
+        yield from (tensor for pair in self.computed for tensor in pair)
+        yield from (*self.previous, *self.rates)
 
 
 class RateSite(OutputSite, Asking):
-    """Reuses output minus input while the expected change stays small."""
+    """Reuses output minus input while the expected change stays small.
+
+    Of several outputs (picture and sound) each goes with its own input, and the one that is expected to change most
+    decides. An output that has no counterpart among the inputs is reused as it is.
+    """
 
     def cache(self) -> RateCache:
         return RateCache(self.recipe)
@@ -46,42 +92,74 @@ class RateSite(OutputSite, Asking):
     def compute(self, run: Run, cache: RateCache, moment: Moment) -> Any:
         result = run()
         with torch.no_grad():
-            tensors, cache.template = flatten(result)
-            sample = self._sample(run)
-            if len(tensors) != 1 or tensors[0].shape != sample.shape:
-                shapes = [tuple(t.shape) for t in tensors]
-                raise UnsupportedModelError(
-                    f"{self.recipe.name}: needs an output of the input's shape {tuple(sample.shape)}, got {shapes}"
-                )
-            self._keep(cache, sample, tensors[0], moment)
+            outputs, cache.template = flatten(result)
+            cache.forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
+            self._keep(cache, self._inputs(run), outputs, moment)
         return result
 
-    def _keep(self, cache: RateCache, sample: Tensor, output: Tensor, moment: Moment) -> None:
-        if cache.computed is not None:
-            old_sample, old_output = cache.computed
-            cache.rate = transformation_rate((sample, old_sample), (output, old_output))
-        cache.layouts = cache.layouts or [TokenLayout(1)]
-        cache.record([output - sample], moment)
-        cache.previous = sample.clone()
-        cache.computed = (cache.previous, output.detach().clone())
+    def _keep(self, cache: RateCache, inputs: Mapping[str, Any], outputs: list[Tensor], moment: Moment) -> None:
+        bases = counterparts(self.anatomy, inputs, cache.forms)
+        drivers = self._drivers(inputs, bases)
+        driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None] or [outputs[0][None]]
+        if cache.computed:
+            now = zip(drivers, driven, cache.computed, strict=True)
+            cache.rates = [transformation_rate((x, old_x), (v, old_v)) for x, v, (old_x, old_v) in now]
+        cache.layouts = cache.layouts or [TokenLayout(1) for _ in outputs]
+        parts = zip(cache.forms, outputs, bases, strict=True)
+        cache.record([form.less(output, base) for form, output, base in parts], moment)
+        cache.previous = [x.clone() for x in drivers]
+        cache.computed = [(x, v.detach().clone()) for x, v in zip(cache.previous, driven, strict=True)]
+
+    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None]) -> list[Tensor]:
+        """The inputs whose change tells how far the outputs with a counterpart move; else the sample as one."""
+        return [base for base in bases if base is not None] or [_floating(inputs[self.anatomy.sample])[0][None]]
 
     def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
         with torch.no_grad():
-            sample = self._sample(run)
-            signal = expected_change(cache.rate, sample, cache.previous, cache.computed[1])
+            inputs = self._inputs(run)
+            drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms))
+            parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
+            signal = torch.stack([expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]).amax()
         if judge(signal):
             return self.compute(run, cache, moment), True
         result = self.predict(run, cache, moment, frozenset())
-        cache.previous = sample.clone()
+        cache.previous = [x.clone() for x in drivers]
         return result, False
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():
-            (difference,) = cache.predict(moment)
-            return cache.template.rebuild([difference + self._sample(run)])
+            bases = counterparts(self.anatomy, self._inputs(run), cache.forms)
+            parts = zip(cache.forms, cache.predict(moment), bases, strict=True)
+            return cache.template.rebuild([form.onto(difference, base) for form, difference, base in parts])
 
     def hindrance(self, cache: Cache) -> str | None:
-        return super().hindrance(cache) or (None if cache.rate is not None else "too few computed steps in this branch")
+        return super().hindrance(cache) or (None if cache.rates else "too few computed steps in this branch")
 
-    def _sample(self, run: Run) -> Tensor:
-        return self.anatomy.bind(run.args, run.keywords)[self.anatomy.sample]
+    def _inputs(self, run: Run) -> dict[str, Any]:
+        inputs = self.anatomy.bind(run.args, run.keywords)
+        if not _floating(inputs.get(self.anatomy.sample)):
+            raise UnsupportedModelError(
+                f"{self.recipe.name}: {self.anatomy.model_class} was called without {self.anatomy.sample}"
+            )
+        return inputs
+
+
+def counterparts(anatomy: Anatomy, inputs: Mapping[str, Any], forms: list[_Form]) -> list[Tensor | None]:
+    """For each output the input that it is the noise or the velocity of, or None: the sample's tensors in order, then
+    other inputs of the output's shape (sound beside a film)."""
+    fixed = {anatomy.sample, anatomy.timestep, *anatomy.conditioning}
+    own = _floating(inputs[anatomy.sample])
+    others = [tensor for name, value in inputs.items() if name not in fixed for tensor in _floating(value)]
+    found: list[Tensor | None] = [form.cut(tensor) for form, tensor in zip(forms, own, strict=False)]
+    for form in forms[len(own) :]:
+        match = next((i for i, tensor in enumerate(others) if tensor.shape == form.shape), None)
+        found.append(None if match is None else others.pop(match))
+    return found
+
+
+def _floating(value: Any) -> list[Tensor]:
+    """Tensors of numbers in an argument, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    parts = value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _floating(part)]

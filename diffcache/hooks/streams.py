@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,11 @@ def _parameters(block_class: type[nn.Module]) -> tuple[str, ...]:
     return (*names, *(f"argument {i}" for i in range(len(names), 32))) if len(names) < len(known) else tuple(names)
 
 
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written to; 0 where torch does not count (inference mode)."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def first_of(names: Iterable[str], streams: Mapping[str, Tensor]) -> str | None:
     """The first of ``names`` that is a stream."""
     return next((name for name in names if name in streams), None)
@@ -59,6 +64,68 @@ class Passage:
             streams[source] if source in streams else like.new_zeros(shape)
             for source, shape in zip(self.sources, self.shapes, strict=True)
         ]
+
+    def added(self, streams: Mapping[str, Tensor], results: list[Tensor]) -> list[Tensor]:
+        """What was added to the inputs that the results continue; the result itself where it continues none."""
+        return [r if s is None else r - streams[s] for s, r in zip(self.sources, results, strict=True)]
+
+    def onto(self, streams: Mapping[str, Tensor], added: list[Tensor]) -> list[Tensor]:
+        """The results from what is added to the inputs of now."""
+        return [a if s is None else streams[s] + a for s, a in zip(self.sources, added, strict=True)]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of a block: its input streams by name, the tensors that it returned, and how these continue those."""
+
+    block: nn.Module
+    streams: dict[str, Tensor]
+    parts: list[Tensor]
+    passage: Passage
+
+
+class Links:
+    """Which input each result of a block continues, told by what the next block of its class receives.
+
+    That is surer than shapes, which may be alike. A result that arrives there under a name continues the input of that
+    name. An input that every block receives as the same object (text, the picture beside a control branch) is
+    continued by no result.
+    """
+
+    def __init__(self) -> None:
+        self._continued: dict[tuple[type[nn.Module], int], dict[int, str]] = {}
+        self._still: dict[type[nn.Module], set[str]] = {}
+        self._last: Visit | None = None
+
+    def arrive(self, block: nn.Module, streams: Mapping[str, Tensor]) -> None:
+        """Before a block's call."""
+        last, self._last = self._last, None
+        if last is None or type(block) is not type(last.block):
+            return
+        for index, part in enumerate(last.parts):
+            name = next((name for name, stream in streams.items() if stream is part), None)
+            if name is not None:
+                # by the number of results, too: a last block may return fewer
+                self._continued.setdefault((type(block), len(last.parts)), {})[index] = name
+        same = {name for name, stream in streams.items() if last.streams.get(name) is stream}
+        self._still[type(block)] = self._still.get(type(block), same) & same
+
+    def leave(self, visit: Visit) -> None:
+        """After a block's call."""
+        self._last = visit
+
+    def rest(self) -> None:
+        """The pass is over: hold no tensor."""
+        self._last = None
+
+    def told(self, block: nn.Module, passage: Passage) -> Passage:
+        """A block's passage as far as links tell it, and else as it was guessed."""
+        links = self._continued.get((type(block), len(passage.sources)), {})
+        still = self._still.get(type(block), set())
+        guessed = [None if source in still else source for source in passage.sources]
+        sources = tuple(links.get(i, source) for i, source in enumerate(guessed))
+        named = [source for source in sources if source is not None]
+        return replace(passage, sources=sources) if len(set(named)) == len(named) else passage
 
 
 def trace(block: nn.Module, streams: Mapping[str, Tensor], output: Any) -> tuple[Passage, list[Tensor]]:

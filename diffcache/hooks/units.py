@@ -6,8 +6,9 @@ module: of an attention or feed-forward before the block's gate, of a block the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -20,18 +21,23 @@ from ..predictors import Horizon
 from .attach import HOOK_NAME, attach, detach
 from .cache import Cache, Coming, Moment, Outlook
 from .modules import Unit
-from .outputs import Template, flatten
+from .outputs import flatten
 from .recipe import Recipe
 from .sites import Run, Site
+from .streams import Links, Passage, Visit, named_tensors, trace, version
 
 _UNIT_NAME = f"{HOOK_NAME}_unit"
 _FEEDER_NAME = f"{HOOK_NAME}_feeder"
 
+#: a unit's name, and how often it had been called before in the pass
+Call = tuple[str, int]
+
 
 class _Slot:
-    """The last values of one unit, newest first, with their times. The tensors are the module's own, not copies.
+    """The last values of one call of a unit, newest first, with their times.
 
-    A tensor that somebody writes to after it left its module is noticed by its version and never used again.
+    The tensors are the module's own, not copies. One that somebody writes to after it left its module is noticed by
+    its version and never used again.
     """
 
     def __init__(self, depth: int) -> None:
@@ -39,14 +45,14 @@ class _Slot:
         self.values: list[list[Tensor]] = []
         self.versions: list[list[int]] = []
         self.moments: list[Moment] = []
-        self.template: Template | None = None
+        self.passage = Passage(None, (), ())
 
-    def push(self, tensors: list[Tensor], template: Template, moment: Moment) -> None:
+    def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
         kept = [_own(t) for t in tensors]
         self.values = [kept, *self.values][: self.depth]
         self.versions = [[t._version for t in kept], *self.versions][: self.depth]
         self.moments = [moment, *self.moments][: self.depth]
-        self.template = template
+        self.passage = passage
 
     @property
     def intact(self) -> bool:
@@ -54,6 +60,13 @@ class _Slot:
             t._version == v
             for tensors, versions in zip(self.values, self.versions, strict=True)
             for t, v in zip(tensors, versions, strict=True)
+        )
+
+    def fits(self, streams: Mapping[str, Tensor]) -> bool:
+        """Whether the streams that the values are added to are there, in the values' shapes."""
+        return all(
+            source is None or (source in streams and streams[source].shape == shape)
+            for source, shape in zip(self.passage.sources, self.passage.shapes, strict=True)
         )
 
 
@@ -72,7 +85,9 @@ class UnitCache(Cache):
         self.forget()
 
     def forget(self) -> None:
-        self.slots: dict[str, _Slot] = {}
+        self.slots: dict[Call, _Slot] = {}
+        self.feeds: dict[Call, Passage] = {}  # what feeders return
+        self.spoilt: str | None = None
         self.pending = None
         self._weights: dict[tuple[float, ...], list[float]] = {}
 
@@ -82,19 +97,20 @@ class UnitCache(Cache):
         return bool(self.slots) and all(len(slot.values) >= least for slot in self.slots.values())
 
     @property
-    def intact(self) -> bool:
-        """Whether nobody has written to a stored tensor."""
-        return all(slot.intact for slot in self.slots.values())
+    def fault(self) -> str | None:
+        """Why what is held must not be used, or None."""
+        intact = all(slot.intact for slot in self.slots.values())
+        return self.spoilt or (None if intact else "a stored result was written to by the model")
 
     def held(self) -> Iterator[Tensor]:
         return (t for slot in self.slots.values() for tensors in slot.values for t in tensors)
 
-    def put(self, name: str, tensors: list[Tensor], template: Template, moment: Moment) -> None:
-        """Store what the unit ``name`` has just computed."""
-        slot = self.slots.get(name)
+    def put(self, call: Call, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
+        """Store what a call of a unit has just computed."""
+        slot = self.slots.get(call)
         if slot is None:
-            slot = self.slots[name] = _Slot(self.recipe.predictor.depth)
-        slot.push(tensors, template, moment)
+            slot = self.slots[call] = _Slot(self.recipe.predictor.depth)
+        slot.push(tensors, passage, moment)
 
     def get(self, slot: _Slot, moment: Moment) -> list[Tensor]:
         """The unit's values for ``moment``; one stored value is handed out as it is."""
@@ -121,10 +137,15 @@ class _Pass:
     cache: UnitCache
     moment: Moment
     computing: frozenset[str] | None  # kinds that compute; None means all
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def call(self, name: str) -> Call:
+        """The coming call of a module; some blocks run one module for both streams."""
+        return name, self.calls[name]
 
     def computes(self, unit: Unit) -> bool:
-        slot = self.cache.slots.get(unit.name)
-        return self.computing is None or unit.kind in self.computing or slot is None
+        """Whether the unit's coming call is computed."""
+        return self.computing is None or unit.kind in self.computing or self.call(unit.name) not in self.cache.slots
 
 
 class UnitSite(Site):
@@ -139,17 +160,46 @@ class UnitSite(Site):
         self.units, self.recipe = units, recipe
         self.kinds = frozenset(unit.kind for unit in units)
         self.now: _Pass | None = None
+        self._links = Links()
+        self._settled = False  # whether a pass has shown the links
 
     def cache(self) -> UnitCache:
         return UnitCache(self.recipe)
 
     def compute(self, run: Run, cache: UnitCache, moment: Moment) -> Any:
         result = self._run(run, _Pass(cache, moment, None))
-        cache.pending = _UnitOutlook(cache, result, len(moment.ahead)) if moment.ahead else None
+        if not self._settled:
+            self._settle(cache)
+        if moment.ahead or self.recipe.predictor.depth > 1:  # older values count in later predictions, too
+            cache.pending = _UnitOutlook(cache, result, len(moment.ahead))
         return result
 
+    def before(self, unit: Unit, streams: dict[str, Tensor]) -> None:
+        """A unit's call begins."""
+        if unit.residual and not self._settled:
+            self._links.arrive(unit.module, streams)
+
+    def after(self, visit: Visit) -> Passage:
+        """A unit was called: its passage, as far as it is known by now."""
+        if not visit.streams:
+            return visit.passage
+        if not self._settled:
+            self._links.leave(visit)
+        return self._links.told(visit.block, visit.passage)
+
+    def _settle(self, cache: UnitCache) -> None:
+        """After a first pass: what was stored by a guess that the links contradict is dropped."""
+        self._settled = True
+        self._links.rest()
+        modules = {unit.name: unit.module for unit in self.units}
+        if any(self._links.told(modules[name], s.passage) != s.passage for (name, _), s in cache.slots.items()):
+            cache.forget()
+
     def predict(self, run: Run, cache: UnitCache, moment: Moment, kinds: frozenset[str]) -> Any:
-        return self._run(run, _Pass(cache, moment, kinds))
+        result = self._run(run, _Pass(cache, moment, kinds))
+        if kinds:
+            cache.pending = _UnitOutlook(cache, result, 0)
+        return result
 
     def _run(self, run: Run, now: _Pass) -> Any:
         before, self.now = self.now, now
@@ -159,9 +209,10 @@ class UnitSite(Site):
             self.now = before
 
     def hindrance(self, cache: UnitCache) -> str | None:
-        if not cache.intact:
+        fault = cache.fault
+        if fault is not None:
             cache.forget()
-            return "a stored result was written to by the model"
+            return fault
         return super().hindrance(cache)
 
     def share(self, kinds: frozenset[str]) -> float:
@@ -170,8 +221,8 @@ class UnitSite(Site):
     def install(self, model: nn.Module) -> None:
         for unit in self.units:
             attach(unit.module, _UnitHook(self, unit), _UNIT_NAME)
-            for feeder in unit.feeders:
-                attach(feeder, _FeederHook(self, unit), _FEEDER_NAME)
+            for index, feeder in enumerate(unit.feeders):
+                attach(feeder, _FeederHook(self, unit, index), _FEEDER_NAME)
 
     def uninstall(self, model: nn.Module) -> None:
         for unit in self.units:
@@ -181,7 +232,10 @@ class UnitSite(Site):
 
 
 class _UnitOutlook(Outlook):
-    """Alarm for all ``count`` coming predictions if the result is not finite: then some unit's value is not, either."""
+    """Whether the denoiser's result is finite. If not, some unit's value is not: what is stored is dropped.
+
+    ``count`` predictions may follow at once; all of them get the alarm.
+    """
 
     def __init__(self, cache: UnitCache, result: Any, count: int) -> None:
         tensors, _ = flatten(result)
@@ -189,7 +243,10 @@ class _UnitOutlook(Outlook):
         self._cache, self._count = cache, count
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        return [(self._cache, Coming([0.0] * self._count, [bool(numbers[0])] * self._count))]
+        bad = bool(numbers[0])
+        if bad:
+            self._cache.forget()
+        return [(self._cache, Coming([0.0] * self._count, [bad] * self._count))]
 
 
 class _UnitHook(ModelHook):
@@ -203,33 +260,54 @@ class _UnitHook(ModelHook):
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if now.computes(self.unit):
-            result = self.fn_ref.original_forward(*args, **kwargs)
-            with torch.no_grad():
-                tensors, template = flatten(result)
-                now.cache.put(self.unit.name, self.unit.stored(tensors, args, kwargs), template, now.moment)
-            return result
-        slot = now.cache.slots[self.unit.name]
+        call, computes = now.call(self.unit.name), now.computes(self.unit)
+        streams = named_tensors(module, args, kwargs) if self.unit.residual else {}
+        if computes or not now.cache.slots[call].fits(streams):
+            result = self._compute(now, call, streams, args, kwargs)
+        else:
+            result = self._predict(now, now.cache.slots[call], streams)
+        now.calls[self.unit.name] += 1
+        return result
+
+    def _compute(self, now: _Pass, call: Call, streams: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        before = {name: version(stream) for name, stream in streams.items()}
+        self.site.before(self.unit, streams)
+        result = self.fn_ref.original_forward(*args, **kwargs)
+        passage, tensors = trace(self.unit.module, streams, result)
+        passage = self.site.after(Visit(self.unit.module, streams, tensors, passage))
+        if any(version(stream) != before[name] for name, stream in streams.items()):
+            now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
+        with torch.no_grad():
+            now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
+        return result
+
+    def _predict(self, now: _Pass, slot: _Slot, streams: dict[str, Tensor]) -> Any:
         with torch.no_grad():
             values = now.cache.get(slot, now.moment)
-        return slot.template.rebuild(self.unit.restored(values, args, kwargs))
+            return slot.passage.template.rebuild(slot.passage.onto(streams, values))
 
 
 class _FeederHook(ModelHook):
     """A module whose result only the unit uses: at a predicted step a placeholder of its shape, with no memory."""
 
-    def __init__(self, site: UnitSite, unit: Unit) -> None:
+    def __init__(self, site: UnitSite, unit: Unit, index: int) -> None:
         super().__init__()
-        self.site, self.unit = site, unit
-        self._shape: tuple[list[Tensor], Template] | None = None
+        self.site, self.unit, self.index = site, unit, index
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         now = self.site.now
-        if now is None or now.computes(self.unit) or self._shape is None:
-            result = self.fn_ref.original_forward(*args, **kwargs)
-            if now is not None:
-                tensors, template = flatten(result)
-                self._shape = [t.new_zeros(()).expand(t.shape) for t in tensors], template
-            return result
-        tensors, template = self._shape
-        return template.rebuild(tensors)
+        if now is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        call = f"{self.unit.name} {self.index}", now.calls[self.unit.name]
+        known = now.cache.feeds.get(call)
+        if known is not None and not now.computes(self.unit):
+            value = now.cache.slots[now.call(self.unit.name)].values[0][0]
+            return known.template.rebuild([_placeholder(value, shape) for shape in known.shapes])
+        result = self.fn_ref.original_forward(*args, **kwargs)
+        now.cache.feeds[call], _ = trace(module, {}, result)
+        return result
+
+
+def _placeholder(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Some tensor of a shape, without memory of its own: one number of ``value`` everywhere."""
+    return value[(0,) * value.dim()].expand(shape) if value.numel() else value.new_zeros(shape)
