@@ -16,24 +16,26 @@ from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, walk_steps, wan_pipeline
 
 
-def formula(output, batch, faithful=False, modalities=1, channel=1, patch=1):
+def formula(output, batch, kind="sample", modalities=1, channel=1, patch=1):
     """The docstring of WorldCacheConfig."""
     tokens = output.numel() // output.shape[channel] // patch
-    scalars = (12 * tokens if faithful else 4 * tokens + 12 * batch) * modalities
+    scalars = {"sample": 0, "token": 4 * tokens + 12 * batch, "faithful": 12 * tokens}[kind] * modalities
     return 3 * output.numel() * output.element_size() + scalars
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("modalities", [(), (3, 1)])
-@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("kind", ["sample", "token", "faithful"])
 @pytest.mark.parametrize(("family", "channel", "patch"), [("wan", 1, 4), ("cogvideox", 2, 1)])
-def test_cached_bytes_equal_the_formula(family, channel, patch, faithful, modalities, dtype):
+def test_cached_bytes_equal_the_formula(family, channel, patch, kind, modalities, dtype):
     model = FAMILIES[family].build(0).to(dtype)
-    settings = dict(faithful=True, threshold=5.0) if faithful else dict(threshold=1.0)
+    settings = dict(faithful=True, threshold=5.0) if kind == "faithful" else dict(threshold=1.0)
+    if kind == "token":
+        settings["share"] = 1.0
     accelerate_model(model, "worldcache", warmup=3, modalities=modalities, **settings)
     run = sample(family, model, batch=2, dtype=dtype)
     assert "c" in decisions(model)[0]
-    wanted = formula(run.outputs[0], 2, faithful, len(modalities) or 1, channel, patch)
+    wanted = formula(run.outputs[0], 2, kind, len(modalities) or 1, channel, patch)
     assert [s.cached_bytes for s in model.diffcache.stats().segments] == [wanted, wanted]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,10 @@ from diffcache.predictors import (
     History,
     Horizon,
     Modality,
+    SampleTrend,
     Taylor,
     TokenLayout,
+    Totals,
     Trend,
     energy,
     measure,
@@ -42,7 +45,16 @@ def fitted(predictor, values, times, steps=None):
 def predict(predictor, values, times, ahead, limit=4, steps=None, steps_ahead=None):
     history, _, fit = fitted(predictor, values, times, steps)
     slopes = fit.slopes(Horizon(float(steps_ahead or ahead), float(ahead), limit))
-    coefficients = weights(slopes, history.gaps)
+    return combined(history, slopes)
+
+
+def on_tokens(slope):
+    """A slope as it multiplies values ``[samples, tokens, features]``."""
+    return torch.as_tensor(slope, dtype=torch.float32)[..., None, None] if isinstance(slope, np.ndarray) else slope
+
+
+def combined(history, slopes):
+    coefficients = weights([on_tokens(slope) for slope in slopes], history.gaps)
     return combine(history.values[: len(coefficients)], coefficients)
 
 
@@ -106,9 +118,12 @@ def test_trend_never_accelerates():
         assert predict(Trend(share=0), y, [0, 1, 2], ahead).item() <= 4.0 + 3.0 * ahead + 1e-5
 
 
-def learned(values, times):
+LEARNING = {"token": Trend(feedback=True), "sample": SampleTrend()}
+
+
+def learned(values, times, predictor):
     """The fit of the last computed step of a trajectory, each having seen the one before."""
-    predictor, history, fit, steps = Trend(feedback=True), History(3), None, []
+    history, fit, steps = History(3), None, []
     for value, time in zip(values, times, strict=True):
         history.push(value, float(time))
         steps = [time, *steps][:3]
@@ -120,8 +135,8 @@ def learned(values, times):
 
 
 def miss(history, fit, ahead, truth):
-    coefficients = weights(fit.slopes(Horizon(float(ahead), float(ahead), 8)), history.gaps)
-    return (combine(history.values[: len(coefficients)], coefficients) - truth).norm().item()
+    slopes = fit.slopes(Horizon(float(ahead), float(ahead), 8))
+    return (combined(history, slopes) - truth).norm().item()
 
 
 PATHS = {
@@ -131,13 +146,14 @@ PATHS = {
 }
 
 
+@pytest.mark.parametrize("per", LEARNING)
 @pytest.mark.parametrize("path", PATHS)
-def test_feedback_ends_near_the_better_of_line_and_trend(path):
+def test_feedback_ends_near_the_better_of_line_and_trend(path, per):
     """Whatever the trajectory is like, a few computed steps teach which of the two to follow."""
     start, direction = normal(1, 6, 8, seed=1), normal(1, 6, 8, seed=2)
     at = lambda t: start + PATHS[path](t) * direction  # noqa: E731
     times = [0, 1, 2, 4, 6, 8, 10]
-    history, fit = learned([at(t) for t in times], times)
+    history, fit = learned([at(t) for t in times], times, LEARNING[per])
     truth = at(12)
     values = [at(t) for t in times[-3:]]
     line = (predict(Taylor(1), values[1:], times[-2:], 2) - truth).norm().item()
@@ -145,7 +161,8 @@ def test_feedback_ends_near_the_better_of_line_and_trend(path):
     assert miss(history, fit, 2, truth) <= 1.1 * min(line, trend) + 1e-5
 
 
-def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite():
+@pytest.mark.parametrize("per", LEARNING)
+def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite(per):
     damped, straight = PATHS["damped"], PATHS["straight"]
     start, direction = normal(2, 6, 8, seed=1), normal(2, 6, 8, seed=2)
 
@@ -154,12 +171,11 @@ def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite():
 
     times = [0, 1, 2, 4, 6, 8, 10, 12]
     values = [at(t) for t in times]
-    _, fit = learned(values, times)
-    trust = fit.trust
-    assert trust[0].item() > 0.5 >= trust[1].item()
+    _, fit = learned(values, times, LEARNING[per])
+    assert fit.trust[0].item() > 0.5 >= fit.trust[1].item()
     values[3] = values[3] * float("nan")
-    _, fit = learned(values, times)
-    assert fit.trust.isfinite().all()
+    _, fit = learned(values, times, LEARNING[per])
+    assert torch.as_tensor(fit.trust).isfinite().all()
 
 
 def test_trend_with_infinite_share_has_one_ratio_a_sample():
@@ -169,6 +185,21 @@ def test_trend_with_infinite_share_has_one_ratio_a_sample():
     _, _, alone = fitted(Trend(share=0), values, [0, 1, 2])
     assert alone.ratio.numel() == 18
     assert ((alone.ratio >= 0) & (alone.ratio[0] <= 1)).all()
+
+
+def test_the_trend_per_sample_is_the_trend_with_one_ratio_a_sample():
+    """Host and device agree on ratio, trust, error and drift, on uneven times."""
+    values, times = [normal(2, 9, 4, seed=s) for s in range(5)], [0, 1, 3, 4, 6]
+    fits = {}
+    for name, predictor in {"host": SampleTrend(), "device": Trend(share=math.inf, feedback=True)}.items():
+        _, fits[name] = learned(values, times, predictor)
+        first = fitted(predictor, values[:4], times[:4])[2]
+        fits[name + " error"] = predictor.refit(fitted(predictor, values, times)[1], first)[1]
+    host, device = fits["host"], fits["device"]
+    for ours, theirs in [(host.ratio, device.ratio), (host.trust, device.trust), (host.evidence, device.evidence)]:
+        torch.testing.assert_close(torch.as_tensor(ours).float(), theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
+    errors = torch.as_tensor(fits["host error"]).float()
+    torch.testing.assert_close(errors, fits["device error"], rtol=1e-4, atol=1e-5)
 
 
 def test_trend_shares_between_the_tokens_of_a_sample_only():
@@ -210,9 +241,10 @@ def test_horizons_with_a_leading_axis_equal_one_at_a_time(name):
     """The plan made at the computed step is about the predictions that are made later."""
     values = [normal(2, 6, 8, seed=s) for s in range(5)]
     _, moments, fit = fitted(PREDICTORS[name](2), values, [0, 1, 3, 4, 6])
-    k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
+    hosted = PREDICTORS[name](2).hosted
+    k = np.arange(1.0, 4.0)[:, None] if hosted else torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
     together = fit.slopes(Horizon(k, k, 3))
-    coming = energy(moments, together)
+    coming = torch.as_tensor(Totals.of(moments).energy(*together)).float() if hosted else energy(moments, together)
     for i in range(3):
         single = fit.slopes(Horizon(i + 1.0, i + 1.0, 3))
         for a, b in zip(together, single, strict=True):

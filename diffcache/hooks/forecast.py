@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import combine, extrapolate
 from ..predictors import Fit, History, Horizon, TokenLayout, weights
+from ..predictors.base import Slope
 from .cache import Cache, Moment
 from .outlook import ForecastOutlook, prepare
 from .recipe import Recipe
@@ -87,15 +88,18 @@ class Forecast(Cache):
         shapes = [(h.values[0].shape, h.values[0].dtype, h.values[0].device, *h.times) for h in self.histories]
         return (*self.steps, self.wants_error, self.missed is None, self.fits is None, id(self.joint), *shapes)
 
+    def expect(self, outlook: ForecastOutlook) -> None:
+        """The recorded step has been measured; its fit comes with the outlook, or when the host has read it."""
+        self.pending, self.due, self.missed = outlook, None, None
+
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""
         self.fits = [
             fit.rows(row * count, count) if outlook.size > 1 else fit
             for fit, count in zip(outlook.fits, self._samples(), strict=True)
         ]
-        self.pending = outlook
         self.joint = outlook if self.recipe.predictor.knows_error else None
-        self.due, self.missed, self._fitted = None, None, True
+        self._fitted = True
 
     def _samples(self) -> list[int]:
         """Rows of this branch in a fit, for each history."""
@@ -141,7 +145,7 @@ class Forecast(Cache):
         ]
 
 
-def _predicted(history: History, layout: TokenLayout, slopes: tuple[float | Tensor, ...]) -> Tensor:
+def _predicted(history: History, layout: TokenLayout, slopes: tuple[Slope, ...]) -> Tensor:
     out = torch.empty_like(history.values[0])
     views = zip(*map(layout.split, history.values), strict=True)
     gap = history.gaps[0] if slopes else 1.0
@@ -149,15 +153,21 @@ def _predicted(history: History, layout: TokenLayout, slopes: tuple[float | Tens
     coefficients = weights(slopes, history.gaps) if along is None else []
     for i, (stored, target) in enumerate(zip(views, layout.split(out), strict=True)):
         if along is not None:
-            extrapolate(stored[0], stored[1], _rows(along, i, len(out)), out=target)
+            extrapolate(stored[0], stored[1], _rows(along, i, target), out=target)
         else:
-            mine = [_rows(c, i, len(out)) for c in coefficients]
+            mine = [_rows(c, i, target) for c in coefficients]
             combine(stored[: len(mine)], mine, out=target)
     return out
 
 
-def _rows(coefficient: float | Tensor, modality: int, count: int) -> float | Tensor:
-    """The part of a coefficient that belongs to one modality."""
+def _rows(coefficient: Slope, modality: int, like: Tensor) -> float | Tensor:
+    """The part of a coefficient that belongs to one modality, fit to multiply a view of it."""
+    count = len(like)
+    if isinstance(coefficient, np.ndarray):
+        mine = coefficient[modality * count : (modality + 1) * count].tolist()
+        if count == 1:
+            return mine[0]
+        return torch.tensor(mine, device=like.device).view(-1, *[1] * (like.dim() - 1))
     if not isinstance(coefficient, Tensor) or len(coefficient) == count:
         return coefficient
     return coefficient.narrow(0, modality * count, count)

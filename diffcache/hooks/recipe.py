@@ -14,7 +14,8 @@ from ..predictors.base import Slope
 from ..schedules import Schedule
 from ..schedules.calibration import Calibration
 
-#: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]
+#: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]; of a hosted predictor with
+#: totals and arrays in place of moments and tensors
 Drift = Callable[[Fit, Moments, tuple[Slope, ...], Horizon], Tensor]
 
 SITES = ("output", "body", "block", "module")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..errors import ConfigError
 from ..hooks.modules import unit_kinds
 from ..hooks.recipe import AXES, SITES, Recipe
-from ..predictors import Hermite, Heterogeneous, Predictor, ScaledHermite, Taylor, Trend
+from ..predictors import Hermite, Heterogeneous, Predictor, SampleTrend, ScaledHermite, Taylor, Trend
 from ..schedules import NEVER, Explicit, Interval, PowerLaw, Schedule
 from .base import MethodConfig
 from .checks import check_choice, check_number
@@ -20,7 +20,7 @@ PREDICTORS: dict[str, Callable[[int], Predictor]] = {
     "linear": lambda order: Taylor(1),
     "taylor": Taylor,
     "hermite": lambda order: Hermite(),
-    "adaptive": lambda order: Trend(feedback=True),
+    "adaptive": lambda order: SampleTrend(),
     "hicache": ScaledHermite,
     "heterogeneous": lambda order: Heterogeneous(),
     "trend": lambda order: Trend(),
@@ -33,12 +33,11 @@ class ForecastConfig(MethodConfig):
 
     Memory of one branch: ``depth * numel(value) * element_size`` bytes, where the value is the output or
     the body's residual and depth is 1 for ``reuse``, order + 1 for ``linear`` and ``taylor``, 3 for ``hermite``,
-    ``heterogeneous``, ``trend`` and ``adaptive``; ``heterogeneous`` adds 12 bytes a token, ``trend`` 4, ``adaptive`` 4
-    and 12 a sample.
+    ``heterogeneous``, ``trend`` and ``adaptive``; ``heterogeneous`` adds 12 bytes a token, ``trend`` 4.
 
     Args:
         predictor: ``reuse``, ``linear``, ``taylor``, ``hermite``, ``heterogeneous``, ``trend``, ``adaptive`` (the
-            trend with feedback, as in ``worldcache``) or ``hicache``.
+            trend per sample with feedback, as in ``worldcache``) or ``hicache``.
         order: degree of ``taylor`` and ``hicache``, 0 to 4.
         site: ``output``, ``body``, ``block`` or ``module``; the last two need a predictor that measures no tokens.
         axis: time axis of the predictor: ``index``, ``sigma`` or ``logsnr``.

@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..hooks.recipe import AXES, Recipe
-from ..predictors import Fit, Heterogeneous, Horizon, Moments, Trend
+from ..predictors import Fit, Heterogeneous, Horizon, Moments, SampleTrend, Totals, Trend
 from ..predictors.base import Slope
 from ..predictors.hermite import HeterogeneousFit
-from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, turning_drift
+from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, sample_drift, turning_drift
 from .base import MethodConfig
 from .checks import check_choice, check_number
 from .forecast import check_computed
@@ -23,15 +24,15 @@ from .forecast import check_computed
 class WorldCacheConfig(MethodConfig):
     """WorldCache (arXiv 2603.06331) with measured prediction; ``faithful=True`` is the paper's released behaviour.
 
-    Default: power-law placement of ``computed`` steps, the measured damped trend per token as predictor, and the
+    Default: power-law placement of ``computed`` steps, the measured damped trend per sample as predictor, and the
     drift, calibrated by the true error of past predictions, as a guard that computes earlier where needed.
 
     Faithful: per token reuse / linear / Hermite blend by curvature quantiles, and chaotic-prioritised adaptive
     skipping. ``computed`` and ``alpha`` have no effect there; warmup 10, max_skip 2, threshold 0.2 are its defaults.
 
-    Memory of one branch: ``3 * numel(output) * element_size + 4 * tokens * modalities + 12 * batch * modalities``
-    bytes (three outputs, one fp32 ratio a token, three numbers of feedback a sample); faithful: ``12 * tokens *
-    modalities`` behind the outputs. A token is a patch of the output where the model unpatchifies it.
+    Memory of one branch: ``3 * numel(output) * element_size`` bytes. A finite ``share`` adds ``4 * tokens *
+    modalities`` (one fp32 ratio a token) and with feedback ``12 * batch * modalities``; faithful adds ``12 * tokens *
+    modalities``. A token is a patch of the output where the model unpatchifies it.
 
     Args:
         warmup: first steps computed (None: 3, faithful 10).
@@ -41,7 +42,8 @@ class WorldCacheConfig(MethodConfig):
         alpha: exponent of the placement.
         threshold: None: 0.5, faithful 0.2. Default: largest relative error that a prediction may be expected to
             have (RMS over RMS); ``inf`` switches the guard off. Faithful: eta in the released code's units.
-        share: how far a token's damping is pulled towards its sample's (see Trend).
+        share: how far a token's damping is pulled towards its sample's (see Trend); ``inf`` measures one a sample,
+            which is as good on the shipped models (docs/predictors.md) and costs less.
         feedback: measure at each computed step how far the damping held, per sample, and lean towards a straight line
             where it did not.
         stable, chaotic: quantiles of the faithful grouping, 0 <= stable <= chaotic <= 1.
@@ -51,7 +53,7 @@ class WorldCacheConfig(MethodConfig):
     """
 
     method: ClassVar[str] = "worldcache"
-    summary: ClassVar[str] = "measured per-token prediction, power-law placement, drift guard (default)"
+    summary: ClassVar[str] = "measured prediction, power-law placement, drift guard (default)"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "aether": dict(faithful=True, warmup=10, max_skip=2, threshold=0.2, stable=0.3, chaotic=0.6),
         "voyager": dict(faithful=True, warmup=5, max_skip=6, threshold=1.0, stable=0.3, chaotic=0.6),
@@ -63,7 +65,7 @@ class WorldCacheConfig(MethodConfig):
     computed: float = 0.4
     alpha: float = 1.5
     threshold: float = None  # type: ignore[assignment]
-    share: float = 1.0
+    share: float = math.inf
     feedback: bool = True
     stable: float = 0.3
     chaotic: float = 0.6
@@ -117,7 +119,8 @@ class WorldCacheConfig(MethodConfig):
         )
 
     def _recipe(self) -> Recipe:
-        predictor = Trend(self.share, self.feedback)
+        hosted = self.share == math.inf and self.feedback
+        predictor = SampleTrend() if hosted else Trend(self.share, self.feedback)
         warmup = self._warmup(predictor)
         return Recipe(
             self.method,
@@ -125,7 +128,7 @@ class WorldCacheConfig(MethodConfig):
             "output",
             lambda: Guarded(self.computed, self.alpha, self.threshold, warmup, self.cooldown, self.max_skip),
             predictor,
-            drift=_turning_drift if self.threshold < math.inf else None,
+            drift=(_sample_drift if hosted else _turning_drift) if self.threshold < math.inf else None,
             axis=self.axis,
             limit=max(self.max_skip, 1),
             modalities=self.modalities,
@@ -142,3 +145,7 @@ def _released_drift(fit: Fit, moments: Moments, slopes: tuple[Slope, ...], horiz
 
 def _turning_drift(fit: Fit, moments: Moments, slopes: tuple[Slope, ...], horizon: Horizon) -> Tensor:
     return turning_drift(moments, slopes)
+
+
+def _sample_drift(fit: Fit, known: Totals, slopes: tuple[np.ndarray], horizon: None) -> np.ndarray:
+    return sample_drift(known, slopes[0])

@@ -6,8 +6,10 @@ from .history import History
 from .layout import Modality, TokenLayout
 from .moments import Moments, energy, measure, measure_all, spread
 from .polynomial import Taylor
+from .sample_trend import SampleFit, SampleTrend
 from .scaled_hermite import ScaledHermite
 from .static import Static
+from .totals import Totals, sample_products, totals
 from .trend import Trend
 
 __all__ = [
@@ -19,14 +21,19 @@ __all__ = [
     "Modality",
     "Moments",
     "Predictor",
+    "SampleFit",
+    "SampleTrend",
     "ScaledHermite",
     "Static",
     "Taylor",
     "TokenLayout",
+    "Totals",
     "Trend",
     "energy",
     "measure",
     "measure_all",
+    "sample_products",
     "spread",
+    "totals",
     "weights",
 ]

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from .moments import Moments
 
-Slope = float | Tensor
+#: a number; one for each token (a tensor that broadcasts); or one for each sample, on the host
+Slope = float | Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Predictor(ABC):
         static: whether its coefficients follow from times alone, without moments: see
             :class:`~diffcache.predictors.static.Static`.
         knows_error: whether :meth:`refit` tells the error.
+        hosted: whether its coefficients follow from sums over whole samples, which the host reads: see
+            :class:`~diffcache.predictors.sample_trend.SampleTrend`.
         independent: whether each sample is fitted from its own moments alone, so that branches can be fitted together.
     """
 
@@ -61,6 +65,7 @@ class Predictor(ABC):
     least: int = 1
     static: bool = False
     knows_error: bool = False
+    hosted: bool = False
     independent: bool = True
 
     @abstractmethod

@@ -4,7 +4,7 @@ from .adaptive import ChaoticSkipping, Guarded, streak
 from .base import NEVER, Schedule
 from .broadcast import Broadcast, pyramid
 from .change import expected_change, relative_change, transformation_rate
-from .drift import chaotic_drift, turning_drift
+from .drift import chaotic_drift, sample_drift, turning_drift
 from .magnitude import MagCache, ratios, resample, skip_error
 from .parallel import Parallel
 from .placement import Explicit, Interval, PowerLaw, power_law
@@ -36,6 +36,7 @@ __all__ = [
     "ratios",
     "relative_change",
     "resample",
+    "sample_drift",
     "skip_error",
     "streak",
     "transformation_rate",

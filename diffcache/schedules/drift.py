@@ -6,12 +6,14 @@ E(1..n) and with it the length of the next run is known when the step is compute
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..predictors.base import Slope
 from ..predictors.moments import Moments
 from ..predictors.scores import turning_square
+from ..predictors.totals import Totals
 
 
 def moved(slopes: Tensor) -> Tensor:
@@ -55,3 +57,19 @@ def turning_drift(moments: Moments, slopes: tuple[Slope, ...]) -> Tensor:
     size = moments.total.gram[0, 0].clamp_min(torch.finfo(torch.float32).tiny)
     inner = tuple(range(2, square.dim()))
     return (square.sum(inner, keepdim=True) / size).sqrt_().flatten(1).cumsum(0).amax(1)
+
+
+def sample_drift(known: Totals, slopes: np.ndarray) -> np.ndarray:
+    """:func:`turning_drift` with one turning a sample, on the host.
+
+    Args:
+        known: of at least three stored outputs.
+        slopes: ``[n, samples]``.
+    """
+    new, old = np.sqrt(known.gram[1, 1]), np.sqrt(known.gram[2, 2])
+    floor = 0.5 * known.eps * np.sqrt(known.gram[0, 0]) * sum(1.0 / abs(gap) for gap in known.gaps[:2])
+    change = np.sqrt(np.maximum(new * new + old * old - 2.0 * known.gram[1, 2], 0.0))
+    tiny = np.finfo(np.float32).tiny
+    turn = change / np.maximum(new + old + floor, tiny)
+    share = turn * new / np.sqrt(np.maximum(known.gram[0, 0], tiny))
+    return (np.cumsum(np.abs(np.diff(slopes, axis=0, prepend=0.0)), axis=0) * share).max(1)
