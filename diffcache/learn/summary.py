@@ -10,7 +10,7 @@ Facts = list[tuple[str, str]]
 def describe(found: Calibration) -> Facts:
     """What was measured, how well, and what to mind, as (name, value)."""
     about = {"magcache": _ratios, "teacache": _fit}[found.method]
-    facts = [("dense runs", str(found.runs))]
+    facts = [("trajectories", str(found.runs))]
     for name, expert in found.experts.items():
         place = f"{name} " if len(found.experts) > 1 else ""
         facts += [(place + key, value) for key, value in about(expert)]
