@@ -29,6 +29,12 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
     Works with the pipeline's own ``__call__``: nothing is patched on a class, no weights change. Calling it again
     replaces the method. ``pipe.diffcache`` is the handle: ``stats()``, ``reset()``, ``config``, ``restore()``.
 
+    Offloading, layerwise casting, LoRA, quantisers, ``torch.compile`` and other types may come before it or after it.
+    ``save_pretrained`` writes the plain model; a deep copy is accelerated, too, and shares nothing with the original.
+    Decisions are never part of a compiled graph: with site ``output`` a compiled denoiser stays the one graph that it
+    was, with ``body`` compile the blocks (``compile_repeated_blocks``); where a method caches something inside what is
+    compiled, that runs uncompiled and an ``UncompiledWarning`` says so.
+
     Args:
         pipe: a diffusers pipeline with one or two transformer denoisers.
         method: name (see :func:`diffcache.list_methods`), name with settings (``"worldcache:aether"``), configuration
