@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from .attach import attach, detach
 from .flow import storage_of, tensors_in
 from .given import Given
+from .keeping import Parts
 from .outputs import flatten
-from .watch import EXACT_NAME, Plan, Slot, Watch, closed_modules
+from .watch import EXACT_NAME, Bounds, Plan, Slot, Watch, bounds
 
 Run = Callable[[], Any]
 
@@ -119,7 +120,7 @@ class ExactMemory:
     def __init__(self) -> None:
         self.calls, self.flops, self.peak_bytes = 0, 0, 0
         self.turn, self.now, self.watches = 0, 0, 0
-        self.edition = -1
+        self.edition, self.prepared, self.usable = -1, 0, False
         self.forget()
 
     def forget(self) -> None:
@@ -184,10 +185,24 @@ class ExactSavings:
         self._proved: set[nn.Module] = set()
         self._hooks: dict[nn.Module, _AnswerHook] = {}
         self._weights: Any = None
-        self._closed: set[nn.Module] | None = set()
-        self._edition, self._examined = 0, False
+        self._last: Plan | None = None
+        self._limits: Bounds | None = None
+        self._parts: Parts | None = None
+        self._edition = 0
         #: whose answers hold in the pass under way
         self.now: ExactMemory | None = None
+
+    @property
+    def answered(self) -> list[str]:
+        """Names of the modules that the last plan answers from memory."""
+        return [] if self._last is None else [slot.name for slot in self._last.slots.values() if slot.proved]
+
+    @property
+    def share(self) -> float:
+        """Share of a call's FLOPs that the last plan answers from memory."""
+        if self._last is None or not self._last.flops:
+            return 0.0
+        return sum(slot.flops for slot in self._last.slots.values() if slot.proved) / self._last.flops
 
     def turn(self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any, run: Run, full: bool) -> Run:
         """``run`` with answers from ``memory``, for one denoiser call.
@@ -200,20 +215,7 @@ class ExactSavings:
             full: whether the whole denoiser runs, so that it can be watched.
         """
         memory.turn += 1
-        if weights != self._weights:
-            self._weights = weights
-            self._drop_plans()
-        if not self._examined:
-            self.begin()
-        if memory.edition != self._edition:
-            memory.forget()
-            memory.edition = self._edition
-        if self._closed is None or self._learns(inputs):
-            memory.forget()
-            return run
-        self._recognise(memory, inputs)
-        memory.settle()
-        return partial(self._run, memory, run, full)
+        return partial(self._run, memory, inputs, weights, run, full)
 
     # -- whether the answers hold ----------------------------------------------------------------------------------
 
@@ -223,11 +225,27 @@ class ExactSavings:
         Args:
             compiled: what is called is a compiled wrapper of the model.
         """
-        self._examined = True
-        closed = None if compiled else closed_modules(self._model)
-        if closed != self._closed:
-            self._closed = closed
+        limits = None if compiled else bounds(self._model)
+        if limits != self._limits or self._parts is None or not self._parts.same:
             self._drop_plans()
+        self._limits, self._parts = limits, Parts(self._model)
+
+    def _prepare(self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any) -> bool:
+        """Whether answers may be given or made in this call; those that no longer hold are dropped."""
+        if self._parts is None or not self._parts.same:
+            self.begin()
+        if weights != self._weights:
+            self._weights = weights
+            self._drop_plans()
+        if memory.edition != self._edition:
+            memory.forget()
+            memory.edition = self._edition
+        if self._limits is None or self._learns(inputs):
+            memory.forget()
+            return False
+        self._recognise(memory, inputs)
+        memory.settle()
+        return True
 
     def _drop_plans(self) -> None:
         self._plans.clear()
@@ -262,8 +280,13 @@ class ExactSavings:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def _run(self, memory: ExactMemory, run: Run, full: bool) -> Any:
+    def _run(self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any, run: Run, full: bool) -> Any:
         memory.now += 1
+        if memory.prepared != memory.turn:  # a second pass of one call has the same arguments
+            memory.prepared = memory.turn
+            memory.usable = self._prepare(memory, inputs, weights)
+        if not memory.usable or memory.given is None:
+            return run()
         if memory.plan is not None:
             return self._answer(memory, run)
         if not full or memory.watches >= _MOST_WATCHES:
@@ -272,11 +295,11 @@ class ExactSavings:
 
     def _watch(self, memory: ExactMemory, run: Run) -> Any:
         memory.watches += 1
-        watch = Watch(self._model, [t for _, t, _ in memory.given.still], self._closed)
+        watch = Watch(self._model, [t for _, t, _ in memory.given.still], self._limits)
         with watch.watching():
             result = run()
         plan, results = watch.plan(memory.given.portable)
-        memory.plan = plan
+        memory.plan = self._last = plan
         if plan.portable:
             self._plans[memory.given.shape] = plan
         for module, slot in plan.slots.items():

@@ -119,6 +119,13 @@ class Flow(TorchDispatchMode):
         known = self._known.get(storage_of(tensor))
         return 0 if known is None else known.born
 
+    def move(self, value: Any) -> None:
+        """Whatever holds ``value`` moves from here on."""
+        for tensor in tensors_in(value):
+            known = self._known.get(storage_of(tensor))
+            if known is not None:
+                known.still, known.moving = False, None
+
     def host_read(self, tensor: Any) -> None:
         """The host learns a value of ``tensor``."""
         if isinstance(tensor, Tensor) and self.is_still(tensor):

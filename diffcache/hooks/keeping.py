@@ -1,9 +1,10 @@
-"""Tensors that a model keeps beside its weights: buffers, plain attributes, and what its helper objects hold."""
+"""What a model is beside its weights: its parts, its buffers, plain attributes, and what its helper objects hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,23 @@ from .given import version
 #: torch's own bookkeeping, and that of hooks
 _ASIDE = frozenset(vars(nn.Module())) | {"_diffusers_hook", "_hf_hook", "diffcache"}
 _DEPTH = 3
+
+
+class Parts:
+    """The submodules of a model, to notice that one was replaced, added or taken away. Asked at every step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners = [module._modules for module in model.modules() if module._modules]
+        self._places = [(owner, name) for owner in self._owners for name in owner]
+        self._seen = self._now()
+
+    def _now(self) -> list[nn.Module | None]:
+        return [owner.get(name) for owner, name in self._places]
+
+    @property
+    def same(self) -> bool:
+        """Whether every part stands where it stood."""
+        return all(map(is_, self._now(), self._seen)) and sum(map(len, self._owners)) == len(self._seen)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from .outputs import flatten
 EXACT_NAME = f"{HOOK_NAME}_exact"
 #: hooks that only move or cast weights: a call that is left out needs none of that
 _CARRIERS = frozenset({"group_offloading", "layerwise_casting", "layer_execution_tracker", EXACT_NAME})
+#: hooks of ours that pass results on as they are wherever the whole denoiser runs, and leave out none but whole blocks
+_WATCHERS = frozenset(f"{HOOK_NAME}_{part}" for part in ("block", "exit", "inside"))
 
 #: least FLOPs for each element held: a projection from 8 features has 16
 LEAST_FLOPS = 16
@@ -94,11 +96,11 @@ class Watch:
     Args:
         model: the denoiser.
         still: arguments that stay the same for a trajectory.
-        closed: modules that must not be left out, see :func:`closed_modules`.
+        limits: see :func:`bounds`.
     """
 
-    def __init__(self, model: nn.Module, still: list[Tensor], closed: set[nn.Module]) -> None:
-        self._model, self._closed = model, closed
+    def __init__(self, model: nn.Module, still: list[Tensor], limits: Bounds) -> None:
+        self._model, self._closed, self._foreign = model, limits.closed, limits.foreign
         self._state = list(kept_tensors(model))
         weights = [p for p in model.parameters() if not p.is_meta]
         self.flow = Flow([*weights, *(kept.tensor for kept in self._state), *still])
@@ -113,7 +115,7 @@ class Watch:
         for module in self._names:
             if module is not self._model:
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, with_kwargs=True, prepend=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         try:
             with self.flow, self.flow.reads:
                 yield
@@ -153,6 +155,8 @@ class Watch:
                 break
         else:
             return
+        if module in self._foreign:
+            self.flow.move(result)
         same = len(list(leaves((args, kwargs)))) == call.given
         if call.spoilt or not same or module in self._closed or not self._repeats(call, result):
             return
@@ -184,35 +188,51 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, (list, dict, set)) else 0
 
 
-def closed_modules(model: nn.Module) -> set[nn.Module] | None:
-    """Modules that must run: those that hold hooks of others, or carry a hook of ours. None if all must.
+@dataclass(frozen=True)
+class Bounds:
+    """What other hooks forbid.
 
-    A hook on the module itself (``register_forward_hook``) hears the answer as it would hear the result; one further
-    inside would hear nothing. What is compiled cannot be looked into.
+    Attributes:
+        closed: modules that must run, because a hook stands on them or somewhere inside.
+        foreign: modules whose results somebody may change: whatever comes out of them moves.
     """
+
+    closed: frozenset[nn.Module]
+    foreign: frozenset[nn.Module]
+
+
+def bounds(model: nn.Module) -> Bounds | None:
+    """What other hooks forbid; None where parts are compiled, for those cannot be looked into."""
     if any(map(is_compiled, model.modules())):
         return None
     closed: set[nn.Module] = set()
-    _close(model, closed)
-    return closed
+    for child in model.children():
+        _close(child, closed)
+    return Bounds(frozenset(closed), frozenset(module for module in closed if _changed_by_others(module)))
 
 
 def _close(module: nn.Module, closed: set[nn.Module]) -> bool:
     """Add what must run; True if the module around this one must run for its sake."""
     inside = [_close(child, closed) for child in module.children()]
-    carried = _carried(module)
-    if any(inside) or carried:
+    hooked = any(inside) or _changed_by_others(module) or any(map(_stays, _registered(module).items()))
+    if hooked:
         closed.add(module)
-    return any(inside) or carried or bool(module._forward_hooks or module._forward_pre_hooks)
+    return hooked
 
 
-def _carried(module: nn.Module) -> bool:
+def _changed_by_others(module: nn.Module) -> bool:
+    """Whether the module's results may be others than those of its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or any(
+        name not in _CARRIERS and name not in _WATCHERS for name in _registered(module)
+    )
+
+
+def _registered(module: nn.Module) -> dict[str, Any]:
     registry: HookRegistry | None = getattr(module, "_diffusers_hook", None)
-    if registry is None:
-        return False
-    return any(name not in _CARRIERS or _prefetches(hook) for name, hook in registry.hooks.items())
+    return {} if registry is None else registry.hooks
 
 
-def _prefetches(hook: Any) -> bool:
+def _stays(named: tuple[str, Any]) -> bool:
     """Group offloading with a stream loads the next module's weights while one runs: none may be left out."""
-    return getattr(getattr(hook, "group", None), "stream", None) is not None
+    name, hook = named
+    return name not in _CARRIERS or getattr(getattr(hook, "group", None), "stream", None) is not None
