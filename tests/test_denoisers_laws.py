@@ -1,4 +1,4 @@
-"""The laws on a tiny model of every transformer denoiser that diffusers exports, at sites output and body."""
+"""The laws on a tiny model of every transformer denoiser that diffusers exports, at every site, for every signal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from functools import partial
 import pytest
 import torch
 
-from diffcache import restore
+from diffcache import accelerate_model, denoising, restore
 from diffcache.hooks.anatomy import find_block_lists
 from diffcache.hooks.passes import Replaying
 
 from .denoisers import DENOISERS
 from .denoisers.base import TEXT
 from .denoisers.conformance import outcome
-from .denoisers.running import METHODS, STEPS, bare, equal, fresh, letters, method_on, model_of, run
+from .denoisers.running import (
+    LISTENING,
+    METHODS,
+    STEPS,
+    bare,
+    equal,
+    fresh,
+    letters,
+    method_on,
+    model_of,
+    run,
+    run_constant,
+)
 from .models import normal
 from .reads import Reads, ignore_inside, watched
 from .states import attributes, forward_hooks
@@ -28,6 +40,11 @@ pytestmark = [
 
 classes = pytest.mark.parametrize("name", DENOISERS)
 sites = pytest.mark.parametrize("site", METHODS)
+#: ways with the hooks of another one: what concerns hooks and lifetimes alone is checked on that one
+SAME_HOOKS = {"attention": "module", "modulated": "first"}
+hooks = pytest.mark.parametrize(
+    "site", [pytest.param(site, marks=pytest.mark.slow if site in SAME_HOOKS else ()) for site in METHODS]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +63,7 @@ def test_law_1_never_skipping_is_bit_identical(name, site):
     assert outcome(name, site).exact
 
 
-@sites
+@hooks
 @classes
 def test_law_2_restore_leaves_nothing(name, site):
     wanted, model = bare(name), model_of(name)
@@ -60,7 +77,7 @@ def test_law_2_restore_leaves_nothing(name, site):
     assert equal(run(name), wanted)
 
 
-@sites
+@hooks
 @classes
 def test_law_3_no_state_crosses_trajectories_or_shapes(name, site):
     (outputs, decided), (others, _) = fresh(name, site), fresh(name, site, 1, 2)
@@ -70,7 +87,7 @@ def test_law_3_no_state_crosses_trajectories_or_shapes(name, site):
         assert letters(model) == decided
 
 
-@sites
+@hooks
 @classes
 def test_law_3_a_new_shape_in_mid_trajectory_recomputes(name, site):
     wider, due = DENOISERS[name].trajectory(0, 2), fresh(name, site)[1].index("c")
@@ -105,7 +122,9 @@ def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted
         del model.forward
     counts = [b - a for a, b in zip(per_step, [*per_step[1:], reads.count], strict=True)]
     assert "c" in decided
-    assert all(count <= (letter == "F") for letter, count in zip(decided, counts, strict=True)), (decided, counts)
+    listens = METHODS[site].listens  # then a step is decided by what is read
+    for letter, count in zip(decided, counts, strict=True):
+        assert count <= (letter == "F" or listens), (decided, counts, reads.names)
 
 
 @sites
@@ -123,6 +142,7 @@ def test_law_5_no_prediction_comes_from_what_is_not_finite(name, site):
         assert not all(part.isfinite().all() for part in outputs[due - 1])
         assert letters(model)[due] == "F"
         assert equal(outputs[due : due + 1], bare(name)[due : due + 1])
+        assert all(part.isfinite().all() for output in outputs[due:] for part in output)
         assert equal(run(name), clean)
 
 
@@ -143,7 +163,7 @@ class Stop(Exception):
     pass
 
 
-@sites
+@hooks
 @classes
 def test_law_5_an_exception_leaves_the_next_generation_clean(name, site):
     def fail(*_):
@@ -171,13 +191,79 @@ def test_law_6_constant_input_reproduces_the_dense_output(name, site):
     assert found.deviation <= 1e-5
 
 
+#: a limit that only what stands still keeps
+SMALLEST = 1e-9
+
+
+@pytest.mark.parametrize("site", LISTENING)
+@classes
+def test_a_signal_is_heard_from_what_moves(name, site):
+    """At the smallest threshold a moving sample is computed at every step, and one that stands still is reused."""
+    with method_on(name, site, threshold=SMALLEST) as model:
+        run(name)
+        assert letters(model) == "F" * STEPS
+        run_constant(name, METHODS[site].still)
+        assert letters(model) == "FFccF"
+
+
+#: what of the blocks runs on tokens where every attention and feed-forward is predicted
+LEFT = {
+    "HunyuanDiT2DModel": "projections of skip connections",
+    "LuminaNextDiT2DModel": "the projection of both attentions' sum",
+    "WanVACETransformer3DModel": "projections of the control branch",
+    "RFD4ProteinaTransformer": "norms and gates of each residue",
+}
+
+
+@classes
+def test_site_module_leaves_nothing_of_the_blocks_to_run(name):
+    assert bool(outcome(name, "module").running) == (name in LEFT), outcome(name, "module").running
+
+
+#: what a block adds whatever its weights are
+CONSTANT = {
+    "CosmosTransformer3DModel": "positions, in every block",
+    "HunyuanDiT2DModel": "a skipped block's features, in place of the stream",
+    "WanVACETransformer3DModel": "the stream to the control branch, in the first block",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [(n, s) for n in DENOISERS for s in ("block", "module") if s == "module" or n not in CONSTANT]
+)
+def test_what_a_part_without_weights_adds_is_nothing(name, site):
+    """So what is stored is what the part adds: no stream, no residual connection, no gate is in it."""
+    _check_nothing(name, site, DENOISERS[name].trajectory())
+
+
+def _check_nothing(name, site, arguments):
+    way = METHODS[site]
+    model = accelerate_model(_without_weights(name), way.method, **way.settings)
+    ((_, hook),) = model.diffcache.hooks.values()
+    with torch.no_grad(), denoising(model, STEPS):
+        for level in (1.0, 0.8):  # the first step shows which results are which streams
+            model(**arguments(level))
+        (branch,) = hook.segment.branches.values()
+        assert branch.cache.slots
+        assert not any(value.any() for value in branch.cache.held())
+
+
+def _without_weights(name):
+    """The class's tiny model, with blocks that add nothing."""
+    model = DENOISERS[name].tiny()
+    with torch.no_grad():
+        for blocks in find_block_lists(model).values():
+            for parameter in blocks.parameters():
+                parameter.zero_()
+    return model
+
+
 #: what the model adds between or after its blocks, so that passing its input through them does not give the base
 ADDS = {
     "ConsisIDTransformer3DModel": "face features",
     "LatteTransformer3DModel": "positions in time",
     "LongCatAudioDiTTransformer": "the embedding once more, after the blocks",
     "WanAnimateTransformer3DModel": "face features",
-    "WanVACETransformer3DModel": "hints of the control branch",
 }
 
 
@@ -212,13 +298,18 @@ ALIKE = {
 }
 
 
+def _alike(name):
+    arguments = DENOISERS[name].trajectory()
+    text = {"encoder_hidden_states": normal(1, ALIKE[name], TEXT, seed=1)}
+    if "encoder_hidden_states_mask" in arguments(1.0):
+        text["encoder_hidden_states_mask"] = torch.ones(1, ALIKE[name], dtype=torch.bool)
+    return lambda level: {**arguments(level), **text}
+
+
 @pytest.mark.parametrize("name", ALIKE)
 def test_streams_of_one_shape_are_not_mistaken_for_each_other(name):
-    arguments = DENOISERS[name].trajectory()(0.5)
-    text = {"encoder_hidden_states": normal(1, ALIKE[name], TEXT, seed=1)}
-    if "encoder_hidden_states_mask" in arguments:
-        text["encoder_hidden_states_mask"] = torch.ones(1, ALIKE[name], dtype=torch.bool)
-    _check_base(name, {**arguments, **text})
+    _check_base(name, _alike(name)(0.5))
+    _check_nothing(name, "block", _alike(name))
 
 
 def _check_base(name, arguments):

@@ -7,10 +7,13 @@ import torch
 from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.cache_utils import CacheMixin
 
-from diffcache import ConfigError, UnsupportedModelError, accelerate_model, denoising, restore
+from diffcache import ConfigError, accelerate_model, denoising, restore
 from diffcache.schedules import POLYNOMIALS
 
-from .models import FAMILIES, decisions, sample, walk_steps, wan
+from .denoisers import DENOISERS
+from .denoisers import running as tiny
+from .denoisers.running import STEPS, letters, method_on
+from .models import FAMILIES, decisions, normal, walk_steps, wan
 from .reads import Reads, ignore_inside, watched
 
 #: teacache without a calibration: the distance itself
@@ -161,12 +164,52 @@ def test_magcache_without_ratios_says_what_it_needs():
         accelerate_model(wan(0), "magcache")
 
 
-def test_easycache_wants_an_output_of_the_inputs_shape():
-    model = FAMILIES["dit"].build(0)
-    accelerate_model(model, "easycache", threshold=1.0, warmup=2)
-    sample("dit", model)
-    assert "c" in decisions(model)[0]
-    model = accelerate_model(wan(0), "easycache", threshold=1.0)
-    model.proj_out = torch.nn.Linear(24, 8 * 4)
-    with pytest.raises((UnsupportedModelError, RuntimeError)):
-        sample("wan", model)
+#: for each output the input that it goes with, and the channel axis and channels that the two share
+GOES_WITH = {
+    "WanTransformer3DModel": [("hidden_states", 1, 4)],
+    "PixArtTransformer2DModel": [("hidden_states", 1, 4)],  # a learned variance behind the noise
+    "WanAnimateTransformer3DModel": [("hidden_states", 1, 4)],  # conditions behind the noisy channels
+    "Kandinsky6SRTransformer3DModel": [("hidden_states", 4, 4)],
+    "LTX2VideoTransformer3DModel": [("hidden_states", 2, 4), ("audio_hidden_states", 2, 4)],
+    "Kandinsky6Transformer3DModel": [("hidden_states", 4, 4), ("audio_hidden_states", 2, 4)],
+    "QwenImage21Transformer2DModel": [],  # text and picture in one sequence: reused as it is
+}
+
+
+@pytest.mark.parametrize("name", GOES_WITH)
+def test_easycache_moves_each_output_with_its_input(name):
+    with method_on(name, "rate") as model:
+        outputs = tiny.run(name)
+        assert letters(model) == "FFccF"
+    before, now = (DENOISERS[name].trajectory()(1.0 - step / STEPS) for step in (1, 2))
+    for index, (old, new) in enumerate(zip(outputs[1], outputs[2], strict=True)):
+        moved = torch.zeros_like(old)
+        if index < len(GOES_WITH[name]):
+            argument, axis, channels = GOES_WITH[name][index]
+            difference = (now[argument] - before[argument]).narrow(axis, 0, channels)
+            moved.narrow(axis, 0, channels).copy_(difference)
+            assert difference.any()
+        torch.testing.assert_close(new, old + moved)
+
+
+def test_easycache_computes_when_the_sound_moves_and_the_picture_does_not():
+    name = "LTX2VideoTransformer3DModel"
+    loud = normal(1, 6, 4, seed=9)
+
+    def sounding(step, arguments):
+        still = DENOISERS[name].trajectory()(1.0 if step == 0 else 0.5)
+        sound = still["audio_hidden_states"] + (loud if step == 3 else 0.0)
+        return {**still, "timestep": arguments["timestep"], "audio_hidden_states": sound}
+
+    with method_on(name, "rate", threshold=1e-3) as model:
+        tiny.run(name, before=sounding)
+        assert letters(model) == "FFcFF"
+
+
+def test_the_gate_of_fbcache_lies_where_the_streams_of_the_body_come_by():
+    """Latte's spatial and temporal blocks take turns: behind the first spatial block the tokens lie another way."""
+    with method_on("LatteTransformer3DModel", "first") as model:
+        tiny.run("LatteTransformer3DModel")
+        (segment,) = model.diffcache.stats().segments
+    assert segment.decisions == "FFccF"
+    assert segment.block_share == pytest.approx((3 + 2 * 2 / 4) / 5)

@@ -18,9 +18,9 @@ from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
 from .modules import first_attention
-from .passes import Capturing, Exploring, Forward, Replaying, Visit
+from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
-from .streams import named_tensors
+from .streams import Visit, named_tensors
 
 _INSIDE_NAME = f"{HOOK_NAME}_inside"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .streams import HIDDEN_NAMES, TEXT_NAMES, Passage, first_of
+from .streams import HIDDEN_NAMES, TEXT_NAMES, Passage, Visit, first_of
 
 if TYPE_CHECKING:
-    from .passes import Arrival, Exploring, Visit
+    from .passes import Arrival, Exploring
 
 #: names of the streams of the first block that, joined in this order, are what stands at an end of the body
 Base = tuple[str, ...]

@@ -54,6 +54,11 @@ class _Slot:
         self.moments = [moment, *self.moments][: self.depth]
         self.passage = passage
 
+    def amend(self, tensors: list[Tensor], passage: Passage) -> None:
+        """Another reading of the newest results."""
+        kept = [_own(t) for t in tensors]
+        self.values[0], self.versions[0], self.passage = kept, [t._version for t in kept], passage
+
     @property
     def intact(self) -> bool:
         return all(
@@ -105,12 +110,13 @@ class UnitCache(Cache):
     def held(self) -> Iterator[Tensor]:
         return (t for slot in self.slots.values() for tensors in slot.values for t in tensors)
 
-    def put(self, call: Call, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
+    def put(self, call: Call, tensors: list[Tensor], passage: Passage, moment: Moment) -> _Slot:
         """Store what a call of a unit has just computed."""
         slot = self.slots.get(call)
         if slot is None:
             slot = self.slots[call] = _Slot(self.recipe.predictor.depth)
         slot.push(tensors, passage, moment)
+        return slot
 
     def get(self, slot: _Slot, moment: Moment) -> list[Tensor]:
         """The unit's values for ``moment``; one stored value is handed out as it is."""
@@ -162,6 +168,7 @@ class UnitSite(Site):
         self.now: _Pass | None = None
         self._links = Links()
         self._settled = False  # whether a pass has shown the links
+        self._latest: tuple[_Slot, Visit] | None = None  # until then, the block called last
 
     def cache(self) -> UnitCache:
         return UnitCache(self.recipe)
@@ -178,17 +185,30 @@ class UnitSite(Site):
         """A unit's call begins."""
         if unit.residual and not self._settled:
             self._links.arrive(unit.module, streams)
+            self._amend()
 
-    def after(self, visit: Visit) -> Passage:
-        """A unit was called: its passage, as far as it is known by now."""
-        if not visit.streams:
-            return visit.passage
-        if not self._settled:
+    def passage(self, visit: Visit) -> Passage:
+        """The passage of a unit's call, as far as it is known by now."""
+        return self._links.told(visit.block, visit.passage) if visit.streams else visit.passage
+
+    def after(self, visit: Visit, slot: _Slot) -> None:
+        """A unit was called, and its results are stored."""
+        if visit.streams and not self._settled:
             self._links.leave(visit)
-        return self._links.told(visit.block, visit.passage)
+            self._latest = slot, visit
+
+    def _amend(self) -> None:
+        """The next block shows what the results of the one before it continue."""
+        if self._latest is not None:
+            (slot, visit), self._latest = self._latest, None
+            passage = self._links.told(visit.block, visit.passage)
+            if passage != slot.passage:
+                with torch.no_grad():
+                    slot.amend(passage.added(visit.streams, visit.parts), passage)
 
     def _settle(self, cache: UnitCache) -> None:
         """After a first pass: what was stored by a guess that the links contradict is dropped."""
+        self._amend()
         self._settled = True
         self._links.rest()
         modules = {unit.name: unit.module for unit in self.units}
@@ -274,11 +294,13 @@ class _UnitHook(ModelHook):
         self.site.before(self.unit, streams)
         result = self.fn_ref.original_forward(*args, **kwargs)
         passage, tensors = trace(self.unit.module, streams, result)
-        passage = self.site.after(Visit(self.unit.module, streams, tensors, passage))
+        visit = Visit(self.unit.module, streams, tensors, passage)
+        passage = self.site.passage(visit)
         if any(version(stream) != before[name] for name, stream in streams.items()):
             now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
         with torch.no_grad():
-            now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
+            slot = now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
+        self.site.after(visit, slot)
         return result
 
     def _predict(self, now: _Pass, slot: _Slot, streams: dict[str, Tensor]) -> Any:

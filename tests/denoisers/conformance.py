@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from diffcache import UnsupportedModelError
 from diffcache.hooks.anatomy import find_block_lists
 
-from .running import bare, equal, letters, method_on, run, run_constant
+from .base import WORDS
+from .running import METHODS, bare, equal, letters, method_on, run, run_constant
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Outcome:
         exact: a method that never skips returned what the bare model returns, bit for bit.
         skipped: it did skip.
         deviation: largest relative distance of a predicted output to the dense one under constant input.
-        running: block lists that run at predicted steps, too.
+        running: what runs at predicted steps, too: of site body block lists, of site module matrices of the blocks.
         refusal: why the site is refused, or None.
     """
 
@@ -46,7 +49,8 @@ def outcome(name: str, site: str) -> Outcome:
         with method_on(name, site, max_skip=0):
             exact = equal(run(name), bare(name))
         with method_on(name, site) as model:
-            outputs = run_constant(name)
+            still = METHODS[site].still
+            outputs = run_constant(name, still)[still:]
             skipped = "c" in letters(model)
         return Outcome(exact, skipped, _deviation(outputs), _running(name, site))
     except UnsupportedModelError as error:
@@ -61,7 +65,9 @@ def _deviation(outputs: list[list[torch.Tensor]]) -> float:
 
 
 def _running(name: str, site: str) -> tuple[str, ...]:
-    """Block lists whose attention is called at a predicted step."""
+    """What runs at a predicted step: of site body the block lists, of site module what it leaves of the blocks."""
+    if site not in ("body", "module"):
+        return ()
     called: list[set[str]] = []
 
     def begin(step: int, arguments: dict) -> dict:
@@ -69,13 +75,29 @@ def _running(name: str, site: str) -> tuple[str, ...]:
         return arguments
 
     with method_on(name, site) as model, ExitStack() as stack:
-        for list_name, blocks in find_block_lists(model).items():
-            for module in attentions(blocks):
-                note = module.register_forward_pre_hook(lambda *_, list_name=list_name: called[-1].add(list_name))
-                stack.callback(note.remove)
+        for label, module in _watched(model, site):
+            note = module.register_forward_pre_hook(partial(_note, called, label, wide=site == "module"))
+            stack.callback(note.remove)
         run(name, before=begin)
         predicted = letters(model).find("c")
     return tuple(sorted(called[predicted])) if predicted >= 0 else ()
+
+
+def _watched(model: nn.Module, site: str) -> Iterator[tuple[str, nn.Module]]:
+    """Attentions by their list, or the matrices of all blocks by their names; no module that has a hook of ours."""
+    for list_name, blocks in find_block_lists(model).items():
+        if site == "body":
+            yield from ((list_name, module) for module in attentions(blocks))
+            continue
+        for block in blocks:
+            matrices = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+            yield from ((n, m) for n, m in matrices.items() if not hasattr(m, "_diffusers_hook"))
+
+
+def _note(called: list[set[str]], label: str, module: nn.Module, args: tuple, wide: bool) -> None:
+    """Matrices that run on as many rows as there are words or more: modulation and gates see the time alone."""
+    if not wide or args[0].numel() >= WORDS * args[0].shape[-1] > 0:
+        called[-1].add(label)
 
 
 def attentions(blocks: nn.Module) -> list[nn.Module]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -13,15 +14,42 @@ from torch import Tensor, nn
 
 from diffcache import accelerate_model, denoising, restore
 from diffcache.hooks.outputs import flatten
+from diffcache.pipeline import handle_of
 
 from . import DENOISERS
 
 STEPS = 5
-#: for each site a method that skips within five steps
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "output": ("interval", dict(interval=3, warmup=2, site="output")),
-    "body": ("powerlaw", dict(computed=0.5, warmup=2, site="body")),
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a site, or a signal at a site, is tried: a method that skips steps 2 and 3 of five.
+
+    Attributes:
+        method, settings: the method.
+        listens: whether it measures the model before it decides a step.
+        still: step from which on the input stands still where the tests hold it constant.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    listens: bool = False
+    still: int = 0
+
+
+_RANGES = dict(spatial=3, temporal=3, cross=3, low=0, high=1001)
+METHODS: dict[str, Way] = {
+    "output": Way("interval", dict(interval=3, warmup=2, site="output")),
+    "body": Way("powerlaw", dict(computed=0.5, warmup=2, site="body")),
+    "block": Way("taylorseer", dict(interval=3, warmup=2, site="block")),
+    "module": Way("fora", dict(interval=3, warmup=2)),
+    "attention": Way("pab", dict(warmup=2, **_RANGES)),
+    "first": Way("fbcache", dict(threshold=10.0, warmup=2, max_skip=2, cooldown=1), listens=True),
+    "modulated": Way("teacache", dict(threshold=1e9, polynomial=(1.0, 0.0), warmup=2, max_skip=2), listens=True),
+    # its rate is a change over a change: something has to move first
+    "rate": Way("easycache", dict(threshold=1e9, warmup=2, max_skip=2), listens=True, still=1),
 }
+LISTENING = [site for site, way in METHODS.items() if way.listens]
 
 Outputs = list[list[Tensor]]
 
@@ -35,8 +63,8 @@ def model_of(name: str) -> nn.Module:
 @contextmanager
 def method_on(name: str, site: str, **settings: Any) -> Iterator[nn.Module]:
     """The model with the site's method on it, bare again afterwards."""
-    method, usual = METHODS[site]
-    model = accelerate_model(model_of(name), method, **{**usual, **settings})
+    way = METHODS[site]
+    model = accelerate_model(model_of(name), way.method, **{**way.settings, **settings})
     try:
         yield model
     finally:
@@ -56,26 +84,34 @@ def run(
     Args:
         before: may change the arguments of a step, or look at what is going on.
     """
-    model, arguments = model_of(name), DENOISERS[name].trajectory(seed, size)
-    outputs = []
-    with torch.no_grad(), denoising(model, steps):
-        for step in range(steps):
-            result = model(**before(step, arguments(1.0 - step / steps)))
-            outputs.append([t.clone() for t in flatten(result)[0]])
-    return outputs
+    arguments = DENOISERS[name].trajectory(seed, size)
+    calls = (before(step, arguments(1.0 - step / steps)) for step in range(steps))
+    return _sample(name, calls, steps, _wants_sampler(model_of(name)))
 
 
-def run_constant(name: str, steps: int = STEPS) -> Outputs:
-    """The same call at every step, while a sampler's own ``step`` marks the steps."""
-    model, arguments = model_of(name), DENOISERS[name].trajectory()
-    sampler, nothing = FlowMatchEulerDiscreteScheduler(), torch.zeros(1)
+def run_constant(name: str, still: int = 0, steps: int = STEPS) -> Outputs:
+    """The same call at every step from ``still`` on, while a sampler's own ``step`` marks the steps."""
+    arguments = DENOISERS[name].trajectory()
+    return _sample(name, (arguments(1.0 if step < still else 0.5) for step in range(steps)), steps, True)
+
+
+def _sample(name: str, calls: Iterable[dict[str, Any]], steps: int, sampled: bool) -> Outputs:
+    """The tensors of every output; steps are marked by a sampler, or told by the timesteps alone."""
+    model, sampler, nothing = model_of(name), FlowMatchEulerDiscreteScheduler(), torch.zeros(1)
+    sampler.set_timesteps(steps)
+    sampler.set_begin_index(0)
     outputs = []
-    with torch.no_grad(), denoising(model, steps, sampler):
-        sampler.set_timesteps(steps)
-        for t in sampler.timesteps:
-            outputs.append([part.clone() for part in flatten(model(**arguments(0.5)))[0]])
+    with torch.no_grad(), denoising(model, steps, sampler if sampled else None):
+        for call, t in zip(calls, sampler.timesteps, strict=True):
+            outputs.append([part.clone() for part in flatten(model(**call))[0]])
             sampler.step(nothing, t, nothing)
     return outputs
+
+
+def _wants_sampler(model: nn.Module) -> bool:
+    """Whether the method on the model places its steps by a sampler's timesteps."""
+    handle = handle_of(model)
+    return handle is not None and handle.config.recipe().schedule().wants_timesteps
 
 
 @cache

@@ -17,26 +17,36 @@ PATH = Path(__file__).parents[2] / "docs" / "support.md"
 _HEAD = """# Transformer denoisers of diffusers {version}
 
 Written by `python -m tests.denoisers.table` from what the tests measure on a tiny random model of each class, in fp32
-on the CPU; do not edit.
+on the CPU; do not edit. No class is listed by hand: sites are found by inspection.
 
-* **exact**: with a method that never skips, every output equals the bare model's, bit for bit.
-* **works**: a method that skips does skip, and with input and conditioning held constant its predicted outputs equal
-  the computed ones (within 1e-5). The tests also check, for each class and site: nothing is left after `restore`; no
-  state crosses trajectories or shapes; at most one host read a computed step and none a predicted one; NaN and
-  exceptions leave the next generation clean.
-* **refuses**: an `UnsupportedModelError` with this reason, before any value is predicted.
+What is tried:
 
-{counts}
+| column | what is cached | tried with | works on |
+|---|---|---|---|
+{ways}
 
-Site `output` runs nothing of the denoiser at a predicted step. Site `body` runs its embeddings and its head; block
-lists that make the body's input (refiners) run, too, and are named in the last column. The body of a model is proved
-in its first computed step: it runs once more with its blocks skipped and has to return what it returned, which costs
-that replay and one host read.
+**yes** means both of these, measured:
+
+* *exact*: with the method set to never skip, every output equals the bare model's, bit for bit;
+* *works*: the method does skip, and with input and conditioning held constant its predicted outputs equal the computed
+  ones (within 1e-5).
+
+The tests also check, for each class and column: nothing is left after `restore`; no state crosses trajectories or
+shapes; at most one host read a computed step and none a predicted one (a method that listens reads its signal); NaN and
+exceptions leave the next generation clean. What `first`, `modulated` and `rate` hear moves when the sample does, and
+stands still with it. What is stored at `block` and `module` is what the part adds: with the blocks' weights at zero it
+is zero (but for blocks that add positions or another stream). A refused site raises `UnsupportedModelError` with the
+reason, before any value is predicted.
+
+At a predicted step site `output` runs nothing of the denoiser. Site `body` runs its embeddings and its head, and block
+lists that make the body's input (refiners). The body of a model is proved in its first computed step: it runs once more
+with its blocks skipped and has to return what it returned, which costs that replay and one host read. Site `module`
+runs norms, modulation and gates, and what the last column names.
 
 `CosmosTransformer3DModel` is tested without its padding mask, which needs torchvision.
 
-| class | output | body | runs at a predicted step of body |
-|---|---|---|---|
+| class | {columns} | runs at a predicted step of `body` | of `module` |
+|---|{rules}|---|---|
 """
 
 _TAIL = """
@@ -49,33 +59,50 @@ Classes that take a timestep and are no transformer denoisers:
 """
 
 
+#: what each column caches
+_CACHED = {
+    "output": "the denoiser's output",
+    "body": "the residual over all blocks",
+    "block": "what each block adds to its streams",
+    "module": "results of attention and feed-forward, before the gate",
+    "attention": "results of attention alone",
+    "first": "the residual behind the first block, whose change decides",
+    "modulated": "the residual over all blocks; the first attention's input decides",
+    "rate": "the output less the input; the output's expected change decides",
+}
+
+
 def document() -> str:
     """The page for the installed diffusers."""
     rows = [_row(name) for name in denoiser_classes()]
-    head = _HEAD.format(version=diffusers.__version__, counts="\n".join(_counts()))
+    columns = " | ".join(f"`{site}`" for site in METHODS)
+    head = _HEAD.format(
+        version=diffusers.__version__, ways="\n".join(_ways()), columns=columns, rules="|".join(["---"] * len(METHODS))
+    )
     return head + "\n".join(rows) + "\n" + _TAIL + "\n".join(_left_out()) + "\n"
 
 
-def _counts() -> Iterator[str]:
+def _ways() -> Iterator[str]:
     names = denoiser_classes()
-    for site in METHODS:
-        working = sum(name in DENOISERS and outcome(name, site).works for name in names)
-        yield f"Site `{site}`: {working} of {len(names)} classes work.  "
+    for site, way in METHODS.items():
+        working = sum(name in DENOISERS and _cell(outcome(name, site)) == "yes" for name in names)
+        yield f"| `{site}` | {_CACHED[site]} | `{way.method}` | {working} of {len(names)} |"
 
 
 def _row(name: str) -> str:
     if name not in DENOISERS:
-        return f"| {name} | not tested | not tested | |"
-    output, body = (outcome(name, site) for site in METHODS)
-    lists = ", ".join(f"`{n}`" for n in body.running)
-    return f"| {name} | {_cell(output)} | {_cell(body)} | {lists} |"
+        return f"| {name} |" + " not tested |" * (len(METHODS) + 2)
+    cells = [_cell(outcome(name, site)) for site in METHODS]
+    running = [", ".join(f"`{part}`" for part in outcome(name, site).running) for site in ("body", "module")]
+    return f"| {name} | {' | '.join([*cells, *running])} |"
 
 
 def _cell(found: Outcome) -> str:
     if found.refusal is not None:
         return f"refuses: {found.refusal}"
-    parts = ["exact"] * found.exact + ["works"] * found.works
-    return ", ".join(parts) or "fails"
+    if found.exact and found.works:
+        return "yes"
+    return "exact" if found.exact else "works" if found.works else "fails"
 
 
 def _left_out() -> list[str]:
