@@ -56,13 +56,13 @@ WHOLE = [("in place", "output"), ("wrapped", "output"), ("blocks", "output"), ("
 
 SLOW = pytest.mark.slow
 CASES = [
-    ("in place", "output", "before"),
+    pytest.param("in place", "output", "before", marks=SLOW),
     ("in place", "output", "after"),
     ("wrapped", "output", "after"),
     pytest.param("wrapped", "output", "before", marks=SLOW),
     pytest.param("blocks", "output", "before", marks=SLOW),
     pytest.param("blocks", "output", "after", marks=SLOW),
-    ("blocks", "body", "before"),
+    pytest.param("blocks", "body", "before", marks=SLOW),
     ("blocks", "body", "after"),
 ]
 
@@ -106,7 +106,7 @@ def test_what_has_hooks_inside_runs_uncompiled_and_says_so(way, site, graphs):
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("way", ["wrapped", pytest.param("in place", marks=SLOW), pytest.param("blocks", marks=SLOW)])
+@pytest.mark.parametrize("way", ["blocks", pytest.param("in place", marks=SLOW), pytest.param("wrapped", marks=SLOW)])
 def test_restore_leaves_what_was_compiled(way, graphs):
     pipe = composed(WAYS[way](graphs), "before")
     run_wan(pipe, 9)
@@ -118,6 +118,7 @@ def test_restore_leaves_what_was_compiled(way, graphs):
     assert len(graphs) - seen <= 1
 
 
+@SLOW
 def test_compiled_once_more_after_acceleration(graphs):
     """Another backend, say: the method must not fall off with the call that it stood around."""
     pipe = composed(in_place(graphs), "before")

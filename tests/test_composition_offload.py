@@ -13,7 +13,7 @@ import torch
 
 from diffcache import accelerate_pipeline, restore
 
-from .composing import LETTERS, ORDERS, SITES, alone, check_law_1, check_skipping, composed
+from .composing import LETTERS, ORDERS, alone, check_law_1, check_skipping, composed
 from .models import decisions, run_wan, wan_pipeline
 
 
@@ -49,9 +49,14 @@ def test_never_skipping_is_the_bare_pipeline(setup, order):
     check_law_1(SETUPS[setup], order, "body")  # the site with the most hooks
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("setup", SETUPS)
+CASES = [
+    *((setup, order, "body") for setup in SETUPS for order in ORDERS),
+    *((setup, "after", site) for setup in ("model_offload", "block_groups") for site in ("output", "module")),
+    *((setup, "before", site) for setup in ("sequential_offload", "casting") for site in ("output", "module")),
+]
+
+
+@pytest.mark.parametrize(("setup", "order", "site"), CASES)
 def test_steps_are_predicted_in_every_call(setup, order, site):
     latents = check_skipping(SETUPS[setup], order, site)
     if setup != "casting":

@@ -15,6 +15,7 @@ from .branch import Branch
 from .cache import Moment
 from .clock import Clock
 from .conditioning import BranchLabel, Conditioning
+from .exact import ExactSavings
 from .gated import GatedSite
 from .modules import find_units
 from .rate import RateSite
@@ -22,6 +23,7 @@ from .recipe import Recipe
 from .segment import Segment, Verdict
 from .sites import BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
+from .tree import ModuleTree
 from .units import UnitSite
 from .weights import WeightsWatch
 
@@ -47,11 +49,15 @@ class DenoiserHook(ModelHook):
     ) -> None:
         super().__init__()
         self.expert, self.anatomy, self.recipe, self.clock, self.boundary = expert, anatomy, recipe, clock, boundary
+        self.model = model
         self.label = BranchLabel()
-        self.weights = WeightsWatch(model)
+        self.weights, self.tree = WeightsWatch(model), ModuleTree(model)
         self.segment: Segment | None = None
         self.closed: list[Segment] = []
         self._trajectory = -1
+        saves = getattr(recipe.config, "exact", True)
+        moving = (anatomy.sample, anatomy.timestep)
+        self.exact = ExactSavings(model, moving, anatomy.conditioning) if saves else None
         self.site = make_site(model, anatomy, recipe)
 
     # -- hook interface --------------------------------------------------------------------------------------------
@@ -63,6 +69,9 @@ class DenoiserHook(ModelHook):
         run = partial(self.fn_ref.original_forward, *args, **kwargs)
         if branch is None:
             return run()
+        if self.exact is not None and (verdict is not Verdict.PREDICT or self.site.runs):
+            full = verdict is Verdict.COMPUTE
+            run = self.exact.turn(branch.exact, inputs, self.segment.weights, run, full)
         try:
             result, computed = self._carry_out(verdict, branch, step, inputs, run)
         except BaseException:
@@ -115,11 +124,18 @@ class DenoiserHook(ModelHook):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None, step, Verdict.COMPUTE
             segment, step = self._locate(timestep)
-        verdict = segment.decide(step, branch, self.weights.fingerprint)
+        verdict = segment.decide(step, branch, self._fingerprint)
         if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs):
             segment.compute_after_all(step, branch)
             verdict = Verdict.COMPUTE
         return branch, step, verdict
+
+    def _fingerprint(self) -> Any:
+        """Of the weights; a change of them in mid-trajectory may have moved modules as well."""
+        found = self.weights.fingerprint()
+        if self.segment.deciding >= 0 and found != self.segment.weights:
+            self.look_again()
+        return found
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:
         now = self.clock.locate(timestep)
@@ -192,12 +208,25 @@ class DenoiserHook(ModelHook):
         reasons = [segment.idle_reason for segment in self.closed if segment.branches]
         return [] if None in reasons else [r for r in reasons if r]
 
+    def look_again(self) -> None:
+        """Modules may have been put in or taken out (LoRA, quantisers): the site's hooks go to where they belong."""
+        self.weights.look_again()
+        if not self.tree.look_again():
+            return
+        self.site.uninstall(self.model)
+        self.site = make_site(self.model, self.anatomy, self.recipe)
+        self.site.install(self.model)
+        if self.segment is not None:
+            self.segment.site = self.site
+
     def install(self, model: nn.Module) -> None:
         attach(model, self)
         self.site.install(model)
 
     def uninstall(self, model: nn.Module) -> None:
         self.leave()
+        if self.exact is not None:
+            self.exact.uninstall()
         self.site.uninstall(model)
         detach(model)
 

@@ -16,10 +16,9 @@ from .attach import settle, unsettle
 from .clock import Clock
 from .compiled import unwrapped
 from .copying import COPIER, copy_plain
-from .denoiser import DenoiserHook, make_site
+from .denoiser import DenoiserHook
 from .recipe import Recipe
 from .stats import Stats
-from .tree import ModuleTree
 
 ATTRIBUTE = "diffcache"
 _KEPT = 4096
@@ -50,7 +49,6 @@ class Handle:
             name: (model, DenoiserHook(name, model, anatomy, recipe.of(name), self.clock, boundary))
             for name, (model, anatomy) in denoisers.items()
         }
-        self._trees = {name: ModuleTree(model) for name, (model, _) in denoisers.items()}
         #: what ``torch.compile(model)`` returned for a bare denoiser, if that is what its user calls
         self.wrapper: nn.Module | None = None
         #: class name of the sampler of the last trajectory
@@ -170,8 +168,9 @@ class Handle:
         for name, (model, hook) in self.hooks.items():
             current = self.wrapper if self.wrapper is not None else getattr(self.owner, name, model)
             if unwrapped(current) is model:
-                if self._trees[name].look_again():
-                    _refit(model, hook)
+                if hook.exact is not None:
+                    hook.exact.begin(compiled=current is not model)
+                hook.look_again()
                 if settle(model, None if current is model else current) and not self._warned:
                     self._warned = True
                     warnings.warn(
@@ -191,10 +190,3 @@ class Handle:
     @property
     def _may_skip(self) -> bool:
         return getattr(self.config, "max_skip", 0) > 0
-
-
-def _refit(model: nn.Module, hook: DenoiserHook) -> None:
-    """Modules were put in or taken out since: the site's hooks go to where they belong now."""
-    hook.site.uninstall(model)
-    hook.site = make_site(model, hook.anatomy, hook.recipe)
-    hook.site.install(model)

@@ -26,22 +26,27 @@ class WeightsWatch:
     def fingerprint(self) -> tuple[Any, ...]:
         """Equal while nothing changed in place, was replaced, and no adapter was loaded, switched or rescaled.
 
-        Moving weights between devices changes nothing: that is what offloading does.
+        Moving weights between devices changes nothing: that is what offloading does. Weights that accelerate brings
+        for one call only, as new parameters each time, are not looked at.
         """
         adapters = tuple(getattr(self._model, "peft_config", None) or ())
         if adapters != self._adapters:
             self._adapters = adapters
             self._walk()
         state = tuple(
-            (tuple(m.active_adapters), tuple(m.scaling.items()), tuple(getattr(m, "merged_adapters", ())))
+            (m.disable_adapters, tuple(m.active_adapters), tuple(m.scaling.items()), tuple(m.merged_adapters))
             for m in self._layers
         )
         return adapters, state, self._stamp()
 
+    def look_again(self) -> None:
+        """Modules may have been put in or taken out, or offloaded, since."""
+        self._adapters = None
+
     def _walk(self) -> None:
         modules = list(self._model.modules())
-        self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "active_adapters")]
-        self._slots = [m._parameters for m in modules if m._parameters]
+        self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "merged_adapters")]
+        self._slots = [m._parameters for m in modules if m._parameters and not _offloaded(m)]
 
     def _stamp(self) -> int:
         """Sum of the identities and versions of all parameters that have them. Runs at every step: kept short."""
@@ -52,3 +57,8 @@ class WeightsWatch:
             self._counted = [p for p in parameters if p is not None and not p.is_meta and not p.is_inference()]
             self._identity = sum(map(id, self._counted))
         return self._identity + sum(map(_VERSION, self._counted))
+
+
+def _offloaded(module: nn.Module) -> bool:
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
