@@ -75,7 +75,7 @@ def test_what_is_really_held_is_what_is_reported(case):
         held = {p: t for p, t in reachable_tensors(list(branches), []).items() if p not in given}
         total = sum(t.untyped_storage().nbytes() for t in held.values())
         plans = sum(b.cache.pending.numbers.numel() * 4 for b in branches if b.cache.pending is not None)
-        assert total - plans == sum(b.cache.nbytes for b in branches)
+        assert total - plans == sum(b.cache.nbytes + b.exact.nbytes for b in branches)
         break
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..schedules import Schedule
 from .cache import Cache
 from .conditioning import Conditioning
+from .exact import ExactMemory
 from .stats import ABSENT, PREDICTED, Fallback, SegmentStats, Stopwatch
 
 
@@ -26,10 +27,12 @@ class Branch:
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.peak_bytes = 0
         self.signature: Any = None
+        self.exact = ExactMemory()
 
     def forget(self) -> None:
         """Drop everything that was cached; decisions and timings stay."""
         self.cache.forget()
+        self.exact.forget()
 
     @property
     def last_step(self) -> int:
@@ -65,4 +68,7 @@ class Branch:
             predict_seconds=self.predict_watch.seconds,
             cached_bytes=self.peak_bytes,
             fallbacks=list(self.fallbacks),
+            exact_calls=self.exact.calls,
+            exact_flops=self.exact.flops,
+            exact_bytes=self.exact.peak_bytes,
         )

@@ -30,6 +30,9 @@ class SegmentStats:
         block_share, token_share: computed share of block calls and of tokens, in [0, 1].
         compute_seconds, predict_seconds: measured inside the denoiser call.
         cached_bytes: most memory held for reuse at any time.
+        exact_calls, exact_flops: module calls whose results do not depend on the step and were answered from memory,
+            and what they would have cost (see :mod:`.exact`); they count as computed everywhere else.
+        exact_bytes: most memory held for them.
     """
 
     expert: str
@@ -44,6 +47,9 @@ class SegmentStats:
     predict_seconds: float
     cached_bytes: int
     fallbacks: list[Fallback] = field(default_factory=list)
+    exact_calls: int = 0
+    exact_flops: int = 0
+    exact_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ class Stats:
 def _segment_line(s: SegmentStats) -> str:
     line = f"  {s.expert}/{s.branch}: {s.decisions}  computed {s.computed}, predicted {s.predicted}"
     line += f"; {s.compute_seconds:.2f} s compute, {s.predict_seconds:.3f} s predict"
+    if s.exact_calls:
+        line += f"\n    {s.exact_calls} module calls from memory, bit-exact: {s.exact_flops / 1e9:.2g} GFLOP less"
+        line += f" for {s.exact_bytes / 1e6:.2g} MB"
     reasons = Counter()
     for fallback in s.fallbacks:
         reasons[fallback.reason] += fallback.count

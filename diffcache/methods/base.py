@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ..errors import ScheduleFileError
+from ..errors import ConfigError, ScheduleFileError
 from ..hooks.recipe import Recipe
 from ..predictors import Predictor, Taylor
 from ..schedules import NEVER, Schedule
@@ -25,6 +25,7 @@ class MethodConfig(ABC):
         warmup: first steps that are always computed.
         cooldown: last steps that are always computed.
         max_skip: longest run of predicted steps; 0 never skips.
+        exact: whether what does not depend on sample and timestep is computed once a trajectory; it changes no bit.
     """
 
     method: ClassVar[str] = ""
@@ -34,10 +35,13 @@ class MethodConfig(ABC):
     warmup: int = 3
     cooldown: int = 1
     max_skip: int = 8
+    exact: bool = True
 
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "max_skip"):
             check_number(name, getattr(self, name), 0, NEVER, whole=True)
+        if not isinstance(self.exact, bool):
+            raise ConfigError(f"exact: {self.exact!r} is out of range, must be True or False")
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 - most subclasses check something, not all must
@@ -75,6 +79,7 @@ class NoneConfig(MethodConfig):
     summary: ClassVar[str] = "computes every step (control)"
 
     max_skip: int = 0
+    exact: bool = False  # a control of the hooks alone
 
     def recipe(self) -> Recipe:
         return Recipe(self.method, self, "output", lambda: Schedule(max_skip=0), Taylor(0))

@@ -16,6 +16,7 @@ import yaml
 from ..errors import ConfigError, ScheduleFileError, unknown
 from .base import MethodConfig, NoneConfig
 from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
+from .exact import ExactConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .worldcache import WorldCacheConfig
@@ -35,6 +36,7 @@ _BUILT_IN: dict[str, type[MethodConfig]] = {
         TeaCacheConfig,
         MagCacheConfig,
         EasyCacheConfig,
+        ExactConfig,
         NoneConfig,
     )
 }

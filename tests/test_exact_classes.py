@@ -1,0 +1,128 @@
+"""Exact savings on every transformer denoiser; ``python -m tests.test_exact_classes`` writes ``docs/exact.md``."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from diffcache import accelerate_model, restore
+
+from .denoisers import DENOISERS
+from .denoisers.running import STEPS, bare, equal, model_of, run
+from .states import attributes, forward_hooks
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
+
+PATH = Path(__file__).parents[1] / "docs" / "exact.md"
+classes = pytest.mark.parametrize("name", DENOISERS)
+
+_HEAD = """# Exact savings
+
+What a denoiser computes from prompt, positions and shapes alone is computed once a trajectory: text projections, keys
+and values of cross-attention, refiners that do not see the timestep, rotary tables. The values are the bare model's,
+bit for bit. Every method has these savings (`exact=False` turns them off; the control `none` has them off);
+`accelerate_pipeline(pipe, "exact")` has nothing else. `stats()` counts them apart, as `exact_calls`, `exact_flops` and
+`exact_bytes` of each branch.
+
+**They are small.** In a real text-to-image or text-to-video model the picture's tokens are most of the work, and they
+change at every step: expect a few per cent of a computed step at most, and nothing of a predicted one.
+
+## How they are found, and why they hold
+
+Nothing is looked up by class. One computed step is watched operation by operation: a value is *still* if it was made
+from weights, buffers and arguments that stay the same for a trajectory, and from nothing else. The outermost module
+calls whose results are still are answered from then on, with the very tensors that they returned. What cannot be seen
+counts as moving: uninitialised memory, tensors from nowhere, random numbers, and everything after the host has read a
+moving value. The next call computes all of them once more, with another sample and timestep, and what does not come
+out bit for bit the same is never answered. Neither costs a read of the host.
+
+An answer is given only while what it depends on is what it was: arguments by identity and version, numbers and flags by
+value, shapes, torch's modes, weights and adapters, buffers, the model's parts. An answer that somebody has written to
+is dropped and computed again. A module runs as ever in training, with gradients, in a model that is compiled or has
+compiled parts, and where it draws random numbers, writes to what it was given, changes an attribute, takes an object
+that is neither tensor nor plain value, or runs more than once in a pass. Whatever passes through other people's hooks
+counts as moving; hooks are looked for when a trajectory begins.
+
+Held are calls with a matrix product, convolution or attention and at least {least} FLOPs for each element held, and
+modules without weights that take at least {operations} operations (rotary tables). A normalisation is computed again:
+it costs less than the memory that would hold it. Memory of one branch: the sum over the held results of
+`numel * element_size` bytes.
+
+A model that looks at the values of its masks (`.tolist()` of prompt lengths) is watched once in every trajectory and
+branch, others once for each set of shapes.
+
+## What was saved
+
+Written by `python -m tests.test_exact_classes` and checked by the same file: a tiny random model of each class, fp32,
+one branch, {steps} steps. *Calls* are module calls answered at each step, *FLOPs* their share of one call. Tiny models
+have about as many words as picture tokens, so **these shares are far above those of real ones**. They are counted, not
+timed. `none`: text and picture are one sequence from the start, the prompt is a class label, or there is none.
+
+| class | calls | FLOPs | held, bytes | answered |
+|---|---|---|---|---|
+"""
+
+
+@cache
+def outcome(name):
+    """Whether the outputs are the bare model's, what the last step answered, and the row of the table."""
+    model = accelerate_model(model_of(name), "exact")
+    try:
+        same = [
+            equal(run(name, seed=seed, size=size), bare(name, seed, size)) for seed, size in ((0, 1), (3, 1), (0, 2))
+        ]
+        same.append(equal(run(name), bare(name)))
+        (segment,) = model.diffcache.stats().segments
+        ((_, hook),) = model.diffcache.hooks.values()
+        return all(same), segment, sorted(hook.exact.answered), hook.exact.share
+    finally:
+        restore(model)
+
+
+@classes
+def test_bit_identical_over_prompts_and_shapes(name):
+    assert outcome(name)[0]
+
+
+@classes
+def test_the_table_says_what_is_saved(name):
+    assert row(name) in PATH.read_text().splitlines()
+
+
+@classes
+def test_nothing_is_left(name):
+    before = attributes(model_of(name))
+    accelerate_model(model_of(name), "exact")
+    run(name)
+    restore(model_of(name))
+    assert attributes(model_of(name)) == before
+    assert forward_hooks(model_of(name)) == 0
+
+
+def row(name):
+    _, segment, answered, share = outcome(name)
+    if not answered:
+        return f"| {name} | none | | | |"
+    return f"| {name} | {len(answered)} | {100 * share:.1f}% | {segment.exact_bytes} | {', '.join(merged(answered))} |"
+
+
+def merged(names):
+    """Dotted names with block numbers left out, each once."""
+    short = [".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names]
+    return list(dict.fromkeys(f"`{name}`" for name in short))
+
+
+def document():
+    from diffcache.hooks.watch import LEAST_FLOPS, LEAST_OPERATIONS
+
+    head = _HEAD.format(least=LEAST_FLOPS, operations=LEAST_OPERATIONS, steps=STEPS)
+    tail = f"\ndiffusers {diffusers.__version__}.\n"
+    return head + "\n".join(map(row, DENOISERS)) + "\n" + tail
+
+
+if __name__ == "__main__":
+    PATH.write_text(document())
+    print(PATH)
