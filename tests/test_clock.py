@@ -20,6 +20,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from diffcache import NothingSkippedWarning, accelerate_model, accelerate_pipeline, denoising, restore
+from diffcache.hooks.clock import _index_of as first_index
 
 from .models import FAMILIES, decisions, dit_pipeline, run_dit, run_wan, sample, seeded, wan_pipeline
 
@@ -268,3 +269,11 @@ def test_repeated_calls_of_the_dit_pipeline_agree():
     pipe = accelerate_pipeline(dit_pipeline(), "powerlaw", computed=0.5)
     assert torch.equal(run_dit(pipe, 10), run_dit(pipe, 10))
     assert len(decisions(pipe)[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("value", "index"), [(1000.0, 0), (1.0, 0), (0.5, 1), (500.0, 1), (0.001, 3), (7.0, 0)], ids=str
+)
+def test_a_first_timestep_is_found_whether_the_model_takes_t_or_t_over_1000(value, index):
+    """1.0 is both the first of t/1000 and the last of t here: nothing begins at its last step."""
+    assert first_index(value, torch.tensor([1000.0, 500.0, 250.0, 1.0])) == index

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,16 +16,18 @@ from diffcache.predictors import (
     History,
     Horizon,
     Modality,
+    SampleFit,
     SampleTrend,
+    Sums,
     Taylor,
     TokenLayout,
-    Totals,
     Trend,
     energy,
     measure,
     measure_all,
     weights,
 )
+from diffcache.schedules import sample_drift, turning_drift
 
 from .models import normal
 
@@ -38,8 +39,21 @@ def fitted(predictor, values, times, steps=None):
         history.push(value, time)
     steps = list(steps or times)[::-1][: predictor.depth]
     gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
+    return history, *fit_to(predictor, history, gaps, None)
+
+
+def known(history, gaps):
+    sums = Sums([history.values], TokenLayout(-1), history.gaps, gaps)
+    return sums.read([part.flatten().tolist() for part in sums.parts])
+
+
+def fit_to(predictor, history, gaps, before):
+    """(moments or totals, fit) of what is stored."""
+    if predictor.hosted:
+        totals = known(history, gaps)
+        return totals, predictor.learn(totals, before)[0]
     moments = measure(history.values, history.gaps, gaps, TokenLayout(-1))
-    return history, moments, predictor.fit(moments)
+    return moments, predictor.fit(moments) if before is None else predictor.refit(moments, before)[0]
 
 
 def predict(predictor, values, times, ahead, limit=4, steps=None, steps_ahead=None):
@@ -50,7 +64,7 @@ def predict(predictor, values, times, ahead, limit=4, steps=None, steps_ahead=No
 
 def on_tokens(slope):
     """A slope as it multiplies values ``[samples, tokens, features]``."""
-    return torch.as_tensor(slope, dtype=torch.float32)[..., None, None] if isinstance(slope, np.ndarray) else slope
+    return torch.tensor(slope)[:, None, None] if isinstance(slope, list) else slope
 
 
 def combined(history, slopes):
@@ -129,9 +143,12 @@ def learned(values, times, predictor):
         steps = [time, *steps][:3]
         if len(history) == 3:
             gaps = [float(a - b) for a, b in itertools.pairwise(steps)]
-            moments = measure(history.values, history.gaps, gaps, TokenLayout(-1))
-            fit = predictor.fit(moments) if fit is None else predictor.refit(moments, fit)[0]
+            _, fit = fit_to(predictor, history, gaps, fit)
     return history, fit
+
+
+def trust(fit):
+    return [pace.trust for pace in fit.paces] if isinstance(fit, SampleFit) else fit.trust.flatten().tolist()
 
 
 def miss(history, fit, ahead, truth):
@@ -172,10 +189,10 @@ def test_feedback_is_a_sample_s_own_and_forgets_what_was_not_finite(per):
     times = [0, 1, 2, 4, 6, 8, 10, 12]
     values = [at(t) for t in times]
     _, fit = learned(values, times, LEARNING[per])
-    assert fit.trust[0].item() > 0.5 >= fit.trust[1].item()
+    assert trust(fit)[0] > 0.5 >= trust(fit)[1]
     values[3] = values[3] * float("nan")
     _, fit = learned(values, times, LEARNING[per])
-    assert torch.as_tensor(fit.trust).isfinite().all()
+    assert all(map(math.isfinite, trust(fit)))
 
 
 def test_trend_with_infinite_share_has_one_ratio_a_sample():
@@ -190,16 +207,30 @@ def test_trend_with_infinite_share_has_one_ratio_a_sample():
 def test_the_trend_per_sample_is_the_trend_with_one_ratio_a_sample():
     """Host and device agree on ratio, trust, error and drift, on uneven times."""
     values, times = [normal(2, 9, 4, seed=s) for s in range(5)], [0, 1, 3, 4, 6]
-    fits = {}
+    _, host = learned(values, times, SampleTrend())
+    _, device = learned(values, times, Trend(share=math.inf, feedback=True))
+    for name in ("ratio", "trust"):
+        ours = torch.tensor([getattr(pace, name) for pace in host.paces])
+        torch.testing.assert_close(ours, getattr(device, name).flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_error_on_the_host_is_the_error_on_the_device():
+    values, times = [normal(2, 9, 4, seed=s) for s in range(5)], [0, 1, 3, 4, 6]
+    errors = {}
     for name, predictor in {"host": SampleTrend(), "device": Trend(share=math.inf, feedback=True)}.items():
-        _, fits[name] = learned(values, times, predictor)
-        first = fitted(predictor, values[:4], times[:4])[2]
-        fits[name + " error"] = predictor.refit(fitted(predictor, values, times)[1], first)[1]
-    host, device = fits["host"], fits["device"]
-    for ours, theirs in [(host.ratio, device.ratio), (host.trust, device.trust), (host.evidence, device.evidence)]:
-        torch.testing.assert_close(torch.as_tensor(ours).float(), theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
-    errors = torch.as_tensor(fits["host error"]).float()
-    torch.testing.assert_close(errors, fits["device error"], rtol=1e-4, atol=1e-5)
+        before = fitted(predictor, values[:4], times[:4])[2]
+        measured = fitted(predictor, values, times)[1]
+        errors[name] = (predictor.learn if predictor.hosted else predictor.refit)(measured, before)[1]
+    torch.testing.assert_close(torch.tensor(errors["host"]), errors["device"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_drift_on_the_host_is_the_drift_of_one_token_a_sample():
+    values, times = [normal(2, 9, 4, seed=s) for s in range(4)], [0, 1, 3, 4]
+    history, totals, fit = fitted(SampleTrend(), values, times)
+    slopes = [fit.along(k) for k in (1.0, 2.0, 3.0)]
+    moments = measure([v.flatten(1) for v in history.values], history.gaps, history.gaps, TokenLayout(-1))
+    wanted = turning_drift(moments, (torch.tensor(slopes)[..., None],))
+    torch.testing.assert_close(torch.tensor(sample_drift(totals, slopes)), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_trend_shares_between_the_tokens_of_a_sample_only():
@@ -236,15 +267,23 @@ def test_a_prediction_scales_and_shifts_with_its_history(name):
     torch.testing.assert_close(scaled, 8 * found, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+def test_the_variance_foretold_on_the_host_is_that_of_the_prediction():
+    values, times = [normal(2, 6, 8, seed=s) + 1 for s in range(4)], [0, 1, 3, 4]
+    _, totals, fit = fitted(SampleTrend(), values, times)
+    for ahead in (1.0, 2.0, 3.0):
+        guess = predict(SampleTrend(), values, times, ahead).double()
+        found = [s.energy(b) for s, b in zip(totals.samples, fit.along(ahead), strict=True)]
+        torch.testing.assert_close(torch.tensor(found).double(), guess.var((1, 2), unbiased=False), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in PREDICTORS if not PREDICTORS[name](2).hosted])
 def test_horizons_with_a_leading_axis_equal_one_at_a_time(name):
     """The plan made at the computed step is about the predictions that are made later."""
     values = [normal(2, 6, 8, seed=s) for s in range(5)]
     _, moments, fit = fitted(PREDICTORS[name](2), values, [0, 1, 3, 4, 6])
-    hosted = PREDICTORS[name](2).hosted
-    k = np.arange(1.0, 4.0)[:, None] if hosted else torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
+    k = torch.arange(1.0, 4.0).reshape(-1, 1, 1, 1)
     together = fit.slopes(Horizon(k, k, 3))
-    coming = torch.as_tensor(Totals.of(moments).energy(*together)).float() if hosted else energy(moments, together)
+    coming = energy(moments, together)
     for i in range(3):
         single = fit.slopes(Horizon(i + 1.0, i + 1.0, 3))
         for a, b in zip(together, single, strict=True):

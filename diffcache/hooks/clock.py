@@ -294,11 +294,14 @@ def _index_of(value: float | None, timesteps: Any) -> int:
     if value is None:
         return 0
     known = [float(t) for t in timesteps.tolist()]
-    for scale in (1.0, 1e-3):
-        close = [i for i, t in enumerate(known) if abs(t * scale - value) <= 1e-3 * max(abs(value), 1e-6)]
-        if close:
-            return close[1] if len(close) > 1 and known[close[0]] == known[close[1]] else close[0]
-    return 0
+    found = [[i for i, t in enumerate(known) if _close(t * scale, value)] for scale in (1.0, 1e-3)]
+    # 1.0 is the first of 1000 steps of a model that takes t/1000, before it is the last of one that takes t.
+    close = min(filter(None, found), default=[0])
+    return close[1] if len(close) > 1 and known[close[0]] == known[close[1]] else close[0]
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-3 * max(abs(b), 1e-6)
 
 
 def noise_levels(scheduler: Any) -> list[float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf, isnan
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class Forecast(Cache):
         self.wants_error = False
         self.pending = None
         self._fitted = False
-        self._envelope: list[tuple[np.ndarray, np.ndarray]] = []
+        self._envelope: list[list[tuple[float, float]]] = []
 
     @property
     def ready(self) -> bool:
@@ -108,20 +108,22 @@ class Forecast(Cache):
             for history, layout in zip(self.histories, self.layouts, strict=True)
         ]
 
-    def collapses(self, index: int, now: np.ndarray, coming: np.ndarray) -> np.ndarray:
+    def collapses(self, index: int, now: Sequence[float], coming: Sequence[Sequence[float]]) -> list[bool]:
         """For each prediction of a coming run, whether it is not finite or leaves the variance of the computed steps.
 
         Args:
             index: of the history.
-            now: variance of the newest values, ``[samples]``.
-            coming: of the predictions, ``[n, samples]``.
+            now: variance of the newest values, one a sample.
+            coming: of the predictions, ``[n][samples]``.
         """
-        low, high = self._envelope[index] if index < len(self._envelope) else (now, now)
-        low, high = np.fmin(low, now), np.fmax(high, now)  # a NaN that has passed does not stay
-        self._envelope[index : index + 1] = [(low, high)]
-        # Comparisons with NaN are false, so a NaN is an alarm.
-        fine = (coming >= low / SLACK) & (coming <= high * SLACK) & np.isfinite(coming)
-        return ~fine.all(1)
+        known = self._envelope[index] if index < len(self._envelope) else [(v, v) for v in now]
+        envelope = [_widened(pair, value) for pair, value in zip(known, now, strict=True)]
+        self._envelope[index : index + 1] = [envelope]
+        return [
+            # Comparisons with NaN are false, so a NaN is an alarm.
+            not all(low / SLACK <= v <= high * SLACK and v < inf for v, (low, high) in zip(row, envelope, strict=True))
+            for row in coming
+        ]
 
     def _error(self, values: Sequence[Tensor], moment: Moment) -> Tensor:
         """Squared relative error (RMS over RMS) of the prediction for this step; the worst sample."""
@@ -145,29 +147,41 @@ class Forecast(Cache):
         ]
 
 
+def _widened(envelope: tuple[float, float], value: float) -> tuple[float, float]:
+    """A NaN that has passed does not stay."""
+    low, high = envelope
+    return (value if value < low or isnan(low) else low), (value if value > high or isnan(high) else high)
+
+
 def _predicted(history: History, layout: TokenLayout, slopes: tuple[Slope, ...]) -> Tensor:
     out = torch.empty_like(history.values[0])
-    views = zip(*map(layout.split, history.values), strict=True)
-    gap = history.gaps[0] if slopes else 1.0
-    along = None if len(slopes) != 1 else slopes[0] if gap == 1.0 else slopes[0] / gap
-    coefficients = weights(slopes, history.gaps) if along is None else []
+    if len(slopes) == 1 and not isinstance(slopes[0], Tensor):  # no token has a coefficient of its own
+        each = slopes[0] if isinstance(slopes[0], list) else [slopes[0]]
+        slope = _per_sample([s / history.gaps[0] for s in each], layout, out)
+        return extrapolate(*history.values[:2], slope, out=out)
+    coefficients = weights(slopes, history.gaps)
+    views = zip(*map(layout.split, history.values[: len(coefficients)]), strict=True)
     for i, (stored, target) in enumerate(zip(views, layout.split(out), strict=True)):
-        if along is not None:
-            extrapolate(stored[0], stored[1], _rows(along, i, target), out=target)
-        else:
-            mine = [_rows(c, i, target) for c in coefficients]
-            combine(stored[: len(mine)], mine, out=target)
+        combine(stored, [_rows(c, i, len(out)) for c in coefficients], out=target)
     return out
 
 
-def _rows(coefficient: Slope, modality: int, like: Tensor) -> float | Tensor:
-    """The part of a coefficient that belongs to one modality, fit to multiply a view of it."""
-    count = len(like)
-    if isinstance(coefficient, np.ndarray):
-        mine = coefficient[modality * count : (modality + 1) * count].tolist()
-        if count == 1:
-            return mine[0]
-        return torch.tensor(mine, device=like.device).view(-1, *[1] * (like.dim() - 1))
+def _per_sample(slopes: Sequence[float], layout: TokenLayout, like: Tensor) -> float | Tensor:
+    """One number a sample (modality by modality) as it multiplies a whole value."""
+    if len(slopes) == 1:
+        return slopes[0]
+    batch, shape = len(like), [1] * like.dim()
+    shape[0] = batch
+    if len(slopes) > batch:
+        widths = layout.widths(like)
+        shape[layout.channel_dim] = sum(widths)
+        slopes = [slopes[m * batch + row] for row in range(batch) for m, w in enumerate(widths) for _ in range(w)]
+    # Not waited for: a prediction costs no synchronisation.
+    return torch.tensor(slopes).to(like.device, non_blocking=True).view(shape)
+
+
+def _rows(coefficient: float | Tensor, modality: int, count: int) -> float | Tensor:
+    """The part of a coefficient that belongs to one modality."""
     if not isinstance(coefficient, Tensor) or len(coefficient) == count:
         return coefficient
     return coefficient.narrow(0, modality * count, count)

@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
+from operator import or_
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..predictors import (
-    Fit,
-    Horizon,
-    Moments,
-    SampleTrend,
-    Totals,
-    energy,
-    measure_all,
-    sample_products,
-    totals,
-)
+from ..predictors import Fit, Horizon, Moments, SampleTrend, Sums, energy, measure_all
+from ..schedules.drift import largest
 from .cache import Cache, Coming, Outlook
 
 if TYPE_CHECKING:
@@ -59,16 +49,16 @@ class Seen:
     """What the host knows of one history's coming run. A sample is a row of one modality of one branch.
 
     Attributes:
-        errors: squared relative errors of the last run, any shape; empty where there was none.
-        now: variance of the newest values, ``[samples]``.
-        coming: variance of the predictions, ``[n, samples]``, or ``[1, samples]`` where all are alike.
-        drift: ``[n]``, or empty.
+        errors: squared relative errors of the last run, any number of them; empty where there was none.
+        now: variance of the newest values, one a sample.
+        coming: variance of the predictions, ``[n][samples]``.
+        drift: one a prediction, or empty.
     """
 
-    errors: np.ndarray
-    now: np.ndarray
-    coming: np.ndarray
-    drift: np.ndarray
+    errors: Sequence[float]
+    now: Sequence[float]
+    coming: Sequence[Sequence[float]]
+    drift: Sequence[float]
 
 
 class ForecastOutlook(Outlook):
@@ -99,7 +89,7 @@ class ForecastOutlook(Outlook):
         """What the host has to read of the ``index``-th history."""
 
     @abstractmethod
-    def see(self, index: int, parts: Sequence[np.ndarray]) -> Seen:
+    def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
         """:meth:`look` on the host."""
 
     def settle(self) -> None:
@@ -108,62 +98,55 @@ class ForecastOutlook(Outlook):
             cache.adopt(self, row)
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        rest, horizons = np.asarray(numbers), len(self.ahead)
-        errors, drifts = np.zeros(0), np.zeros(horizons)
-        alarms = np.zeros((self.size, horizons), dtype=bool)
+        errors: list[float] = []
+        drifts = [0.0] * len(self.ahead)
+        alarms = [[False] * len(self.ahead) for _ in self._caches]
         for index, sizes in enumerate(self._sizes):
-            parts, rest = np.split(rest[: sum(sizes)], np.cumsum(sizes)[:-1]), rest[sum(sizes) :]
+            parts = []
+            for size in sizes:
+                parts.append(numbers[:size])
+                numbers = numbers[size:]
             seen = self.see(index, parts)
-            errors = np.append(errors, seen.errors)
-            drifts = np.maximum(drifts, seen.drift) if seen.drift.size else drifts  # a NaN stays
-            count = seen.now.size // self.size
+            errors += seen.errors
+            drifts = list(map(largest, zip(drifts, seen.drift, strict=True))) if seen.drift else drifts
+            count = len(seen.now) // self.size
             for row, cache in enumerate(self._caches):
                 mine = slice(row * count, (row + 1) * count)
-                alarms[row] |= cache.collapses(index, seen.now[mine], seen.coming[:, mine])
-        worst = float(np.sqrt(errors.max())) if errors.size and self._wants_error else math.nan
+                bad = cache.collapses(index, seen.now[mine], [coming[mine] for coming in seen.coming])
+                alarms[row] = list(map(or_, alarms[row], bad))
         self.settle()
         caches, self._caches, self.before = self._caches, (), None  # nobody asks again
         self.numbers = self.numbers.new_empty(0)
-        return [(c, Coming(drifts.tolist(), alarm.tolist(), worst)) for c, alarm in zip(caches, alarms, strict=True)]
+        error = math.sqrt(largest(errors)) if errors and self._wants_error else math.nan
+        return [(cache, Coming(drifts, alarm, error)) for cache, alarm in zip(caches, alarms, strict=True)]
 
 
 class HostedOutlook(ForecastOutlook):
     """For a predictor that needs some sums over each sample: the host reads these, and all else follows there."""
 
     def __init__(self, caches: Sequence[Forecast]) -> None:
-        self._facts: list[Callable[[Sequence[np.ndarray]], Totals]] = []
+        self._sums: list[Sums] = []
         super().__init__(caches)
         now = caches[0].histories[0].times[0]
         index = self.recipe.axis == "index"
-        times = range(1, len(self.ahead) + 1) if index else [time - now for time in self.ahead]
-        self._times = np.array(times, dtype=float)[:, None]
+        self._times = [float(k) for k in range(1, len(self.ahead) + 1)] if index else [t - now for t in self.ahead]
 
     def look(self, index: int, caches: Sequence[Forecast]) -> list[Tensor]:
         first = caches[0]
-        history, layout = first.histories[index], first.layouts[index]
-        value = history.values[0]
-        self._facts.append(
-            partial(
-                totals,
-                branches=self.size,
-                counts=[view[0].numel() for view in layout.split(value)],
-                gaps=history.gaps,
-                steps=_steps(first),
-                eps=torch.finfo(value.dtype).eps,
-            )
-        )
-        return sample_products([cache.histories[index].values for cache in caches], layout)
+        branches = [cache.histories[index].values for cache in caches]
+        self._sums.append(Sums(branches, first.layouts[index], first.histories[index].gaps, _steps(first)))
+        return self._sums[index].parts
 
-    def see(self, index: int, parts: Sequence[np.ndarray]) -> Seen:
+    def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
         predictor = self.recipe.predictor
         assert isinstance(predictor, SampleTrend)
-        known = self._facts[index](parts)
+        known = self._sums[index].read(parts)
         fit, errors = predictor.learn(known, self.before[index] if self.before else None)
         self.fits.append(fit)
-        with np.errstate(all="ignore"):  # what is not finite is an alarm
-            slopes = fit.along(self._times)
-            drift = _NOTHING if self.recipe.drift is None else self.recipe.drift(fit, known, (slopes,), None)
-            return Seen(_NOTHING if errors is None else errors, known.energy(), known.energy(slopes), drift)
+        slopes = [fit.along(time) for time in self._times]
+        coming = [[s.energy(slope) for s, slope in zip(known.samples, row, strict=True)] for row in slopes]
+        drift = [] if self.recipe.drift is None else self.recipe.drift(fit, known, slopes, None)
+        return Seen(errors, [s.energy() for s in known.samples], coming, drift)
 
 
 class DeviceOutlook(ForecastOutlook):
@@ -190,9 +173,10 @@ class DeviceOutlook(ForecastOutlook):
         drift = nothing if self.recipe.drift is None else self.recipe.drift(fit, moments, slopes, horizon)
         return [nothing if error is None else error, energy(moments.total, ()), coming, drift]
 
-    def see(self, index: int, parts: Sequence[np.ndarray]) -> Seen:
+    def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
         errors, now, coming, drift = parts
-        return Seen(errors, now, coming.reshape(-1, now.size), drift)
+        rows = [coming[i : i + len(now)] for i in range(0, len(coming), len(now))]
+        return Seen(errors, now, rows if len(rows) > 1 else rows * len(self.ahead), drift)
 
     def _horizon(self, cache: Forecast, moments: Moments) -> Horizon:
         """All steps that may be predicted, on a leading axis."""
@@ -203,9 +187,6 @@ class DeviceOutlook(ForecastOutlook):
             return Horizon(steps, steps, limit, whole=True)
         now = cache.histories[0].times[0]
         return Horizon(steps, torch.tensor([t - now for t in self.ahead], device=device).view(shape), limit)
-
-
-_NOTHING = np.zeros(0)
 
 
 def _steps(cache: Forecast) -> list[float]:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -147,5 +146,5 @@ def _turning_drift(fit: Fit, moments: Moments, slopes: tuple[Slope, ...], horizo
     return turning_drift(moments, slopes)
 
 
-def _sample_drift(fit: Fit, known: Totals, slopes: tuple[np.ndarray], horizon: None) -> np.ndarray:
-    return sample_drift(known, slopes[0])
+def _sample_drift(fit: Fit, known: Totals, slopes: list[list[float]], horizon: None) -> list[float]:
+    return sample_drift(known, slopes)

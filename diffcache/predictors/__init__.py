@@ -6,10 +6,10 @@ from .history import History
 from .layout import Modality, TokenLayout
 from .moments import Moments, energy, measure, measure_all, spread
 from .polynomial import Taylor
-from .sample_trend import SampleFit, SampleTrend
+from .sample_trend import Pace, SampleFit, SampleTrend
 from .scaled_hermite import ScaledHermite
 from .static import Static
-from .totals import Totals, sample_products, totals
+from .totals import Sample, Sums, Totals
 from .trend import Trend
 
 __all__ = [
@@ -20,11 +20,14 @@ __all__ = [
     "Horizon",
     "Modality",
     "Moments",
+    "Pace",
     "Predictor",
+    "Sample",
     "SampleFit",
     "SampleTrend",
     "ScaledHermite",
     "Static",
+    "Sums",
     "Taylor",
     "TokenLayout",
     "Totals",
@@ -32,8 +35,6 @@ __all__ = [
     "energy",
     "measure",
     "measure_all",
-    "sample_products",
     "spread",
-    "totals",
     "weights",
 ]

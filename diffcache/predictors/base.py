@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from .moments import Moments
 
 #: a number; one for each token (a tensor that broadcasts); or one for each sample, on the host
-Slope = float | Tensor | np.ndarray
+Slope = float | Tensor | list[float]
 
 
 @dataclass(frozen=True)

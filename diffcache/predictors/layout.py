@@ -32,14 +32,21 @@ class TokenLayout:
 
     def split(self, output: Tensor) -> list[Tensor]:
         """One view per modality, each patched axis unfolded into (windows, window); no copy."""
-        view = self._unfold(output)
+        return self.channels(self._unfold(output))
+
+    def channels(self, output: Tensor) -> list[Tensor]:
+        """One view per modality; no copy."""
         if len(self.modalities) == 1 and self.modalities[0].stop is None and self.modalities[0].start == 0:
-            return [view]
-        width = output.shape[self.channel_dim]
+            return [output]
         return [
-            view.narrow(self.channel_dim, m.start, (width if m.stop is None else m.stop) - m.start)
-            for m in self.modalities
+            output.narrow(self.channel_dim, m.start, width)
+            for m, width in zip(self.modalities, self.widths(output), strict=True)
         ]
+
+    def widths(self, output: Tensor) -> list[int]:
+        """Channels of each modality."""
+        width = output.shape[self.channel_dim]
+        return [(width if m.stop is None else m.stop) - m.start for m in self.modalities]
 
     def features(self, output: Tensor) -> tuple[int, ...]:
         """The axes of a :meth:`split` view of ``output`` that hold one token's features, the channels first."""

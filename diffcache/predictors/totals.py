@@ -1,107 +1,120 @@
-"""Inner products of whole samples, on the host: a few numbers tell all that a predictor per sample can use."""
+"""Inner products of whole samples, as plain numbers on the host: all that a predictor per sample needs to know.
+
+A trajectory has a handful of samples: plain numbers are quicker than arrays here, and far quicker than small tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations_with_replacement
+from math import sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import gram
 from .layout import TokenLayout
-from .moments import Moments
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample (a row of one modality) of the newest output ``y0`` and its two newest velocities ``v1``, ``v2``.
+
+    Attributes:
+        count: numbers in the sample.
+        size, cross, new, along, old: ``<y0, y0>``, ``<y0, v1>``, ``<v1, v1>``, ``<v1, v2>`` and ``<v2, v2>``.
+        sums: of ``y0`` and of ``v1``.
+    """
+
+    count: int
+    size: float
+    cross: float
+    new: float
+    along: float
+    old: float
+    sums: tuple[float, float]
+
+    def energy(self, slope: float = 0.0) -> float:
+        """Variance of ``y0 + slope * v1``."""
+        square = self.size + slope * (2.0 * self.cross + slope * self.new)
+        return square / self.count - ((self.sums[0] + slope * self.sums[1]) / self.count) ** 2
+
+    def turning(self, floor: float) -> float:
+        """``||v1 - v2|| / (||v1|| + ||v2|| + floor * ||y0||)``: see :func:`diffcache.predictors.scores.turning`."""
+        length = sqrt(self.new) + sqrt(self.old) + floor * sqrt(self.size)
+        return sqrt(max(self.new + self.old - 2.0 * self.along, 0.0)) / length if length > 0.0 else 0.0
 
 
 @dataclass(frozen=True)
 class Totals:
-    """As :class:`~diffcache.predictors.moments.Moments`, summed over each sample's tokens: arrays ``[samples]``, fp64.
+    """All samples of outputs that were stored at the same times.
 
     Attributes:
         gaps: distances between stored outputs on the time axis, newest first.
         steps: the same distances counted in sampler steps.
-        count: numbers in one sample, ``[samples]``.
-        table: inner products and sums of the rows, ``[n * (n + 1) / 2 + n, samples]``.
+        samples: in order of branch, modality, row of the batch.
         eps: rounding unit of the stored dtype.
     """
 
     gaps: tuple[float, ...]
     steps: tuple[float, ...]
-    count: np.ndarray
-    table: np.ndarray
+    samples: tuple[Sample, ...]
     eps: float
 
-    @classmethod
-    def of(cls, moments: Moments) -> Totals:
-        """From moments; reads the host."""
-        table = moments.total.table.flatten(1).double().cpu().numpy()
-        count = np.broadcast_to(np.asarray(moments.total.width, dtype=float), table.shape[1:])
-        return cls(moments.gaps, moments.steps, count, table, moments.eps)
-
-    @cached_property
-    def gram(self) -> dict[tuple[int, int], np.ndarray]:
-        """``gram[i, j] = <row i, row j>`` for i <= j."""
-        return dict(zip(_pairs(len(self.gaps)), self.table, strict=False))
-
     @property
-    def sums(self) -> np.ndarray:
-        """Sum of each row."""
-        return self.table[-len(self.gaps) - 1 :]
-
-    def energy(self, slope: np.ndarray | float = 0.0) -> np.ndarray:
-        """Variance of ``y0 + slope * v1`` over each sample; ``slope`` may carry leading axes."""
-        square = self.gram[0, 0] + slope * (2.0 * self.gram[0, 1] + slope * self.gram[1, 1])
-        return square / self.count - ((self.sums[0] + slope * self.sums[1]) / self.count) ** 2
+    def noise_floor(self) -> float:
+        """Length of a velocity that rounding alone explains, for ``||y0|| = 1``: ``eps/2 * (1/d1 + 1/d2)``."""
+        return 0.5 * self.eps * sum(1.0 / abs(gap) for gap in self.gaps[:2])
 
 
-def sample_products(branches: Sequence[Sequence[Tensor]], layout: TokenLayout) -> list[Tensor]:
-    """What :func:`totals` reads of outputs of one shape: a gram table for each modality, fp32.
+class Sums:
+    """What :class:`Totals` are made of: measured on the device, read by the host with other numbers, made sense of.
 
     Args:
-        branches: for each branch its stored outputs, newest first.
+        branches: for each branch its three newest outputs, newest first, all of one shape.
         layout: where the modalities are.
+        gaps, steps: as in :class:`Totals`.
 
-    Returns:
-        ``[m, branches * batch]`` for each modality, of the newest output and the differences behind it.
+    Attributes:
+        parts: of each modality ``[branches * batch, 12]``, fp32: the gram matrix of the newest output and the two
+            differences behind it, and their sums.
     """
-    depth = len(branches[0])
-    modalities = zip(*(zip(*map(layout.split, values), strict=True) for values in branches), strict=True)
-    return [_products(parts, depth) for parts in modalities]
+
+    def __init__(
+        self,
+        branches: Sequence[Sequence[Tensor]],
+        layout: TokenLayout,
+        gaps: Sequence[float],
+        steps: Sequence[float],
+    ) -> None:
+        first = branches[0][0]
+        self._branches, self._rows, self._gaps, self._steps = len(branches), len(first), tuple(gaps), tuple(steps)
+        self._eps = torch.finfo(first.dtype).eps
+        split = [[layout.channels(value) for value in values[:3]] for values in branches]
+        self._counts = [view[0].numel() for view in split[0][0]]
+        self.parts = [
+            _measured([values[j][m] for j in range(3) for values in split], len(branches) * len(first))
+            for m in range(len(self._counts))
+        ]
+
+    def read(self, parts: Sequence[Sequence[float]]) -> Totals:
+        """Totals from :attr:`parts` on the host, each as one flat list. Called once: frees them."""
+        self.parts = []
+        samples = tuple(
+            self._sample(parts[m], branch * self._rows + row, count)
+            for branch in range(self._branches)
+            for m, count in enumerate(self._counts)
+            for row in range(self._rows)
+        )
+        return Totals(self._gaps, self._steps, samples, self._eps)
+
+    def _sample(self, part: Sequence[float], index: int, count: int) -> Sample:
+        size, cross, _, _, new, along, _, _, old, first, second, _ = part[12 * index : 12 * index + 12]
+        a, b = self._gaps
+        return Sample(count, size, cross / a, new / (a * a), along / (a * b), old / (b * b), (first, second / a))
 
 
-def _products(parts: Sequence[Sequence[Tensor]], depth: int) -> Tensor:
-    samples = len(parts) * len(parts[0][0])
-    rows = torch.cat([views[j] for j in range(depth) for views in parts]).float().view(depth, samples, -1)
+def _measured(views: Sequence[Tensor], samples: int) -> Tensor:
+    rows = torch.cat(views).float().view(3, samples, -1)
     rows[1:] = rows[:-1] - rows[1:]
-    return gram(rows, (2,)).view(-1, samples)
-
-
-def totals(
-    products: Sequence[np.ndarray],
-    branches: int,
-    counts: Sequence[int],
-    gaps: Sequence[float],
-    steps: Sequence[float],
-    eps: float,
-) -> Totals:
-    """:func:`sample_products` on the host, made sense of. Samples are in order of branch, modality, row of the batch.
-
-    Args:
-        products: of each modality, on the host, of any shape.
-        branches: how many.
-        counts: numbers in one sample of each modality.
-        gaps, steps, eps: as in :class:`Totals`.
-    """
-    unit = [1.0, *gaps]
-    scale = np.array([unit[i] * unit[j] for i, j in _pairs(len(gaps))] + unit)
-    table = np.stack([p.reshape(len(scale), branches, -1) for p in products], axis=2)
-    rows = table.shape[-1]
-    table = table.reshape(len(scale), -1) / scale[:, None]
-    return Totals(tuple(gaps), tuple(steps), np.tile(np.repeat(np.array(counts, float), rows), branches), table, eps)
-
-
-def _pairs(velocities: int) -> list[tuple[int, int]]:
-    return list(combinations_with_replacement(range(velocities + 1), 2))
+    rows = rows.transpose(0, 1)
+    return torch.cat([torch.bmm(rows, rows.mT).flatten(1), rows.sum(2)], 1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, isnan
+from math import isfinite
 
 from .base import NEVER, Schedule
+from .drift import largest
 from .placement import PowerLaw
 
 
@@ -85,7 +86,7 @@ class Guarded(PowerLaw):
 
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         self._calibrate([error for error in errors if isfinite(error)])
-        worst = [_largest(part) for part in zip(*drifts, strict=True)]
+        worst = [largest(part) for part in zip(*drifts, strict=True)]
         if self.threshold != float("inf"):
             # "not <=" so that a NaN stops the run
             self.limit(next((k for k, d in enumerate(worst) if not self.gain * d <= self.threshold), len(worst)))
@@ -104,8 +105,3 @@ class Guarded(PowerLaw):
     def gain(self) -> float:
         """True error for one unit of drift, as measured in this segment so far."""
         return (self.prior * self.weight + self._errors) / (self.weight + self._drifts)
-
-
-def _largest(numbers: Sequence[float]) -> float:
-    """The largest number; NaN if one of them is NaN (``max`` would drop it)."""
-    return next((n for n in numbers if isnan(n)), max(numbers))

@@ -6,7 +6,9 @@ E(1..n) and with it the length of the next run is known when the step is compute
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from math import isnan, sqrt
+
 import torch
 from torch import Tensor
 
@@ -59,17 +61,22 @@ def turning_drift(moments: Moments, slopes: tuple[Slope, ...]) -> Tensor:
     return (square.sum(inner, keepdim=True) / size).sqrt_().flatten(1).cumsum(0).amax(1)
 
 
-def sample_drift(known: Totals, slopes: np.ndarray) -> np.ndarray:
+def sample_drift(known: Totals, slopes: Sequence[Sequence[float]]) -> list[float]:
     """:func:`turning_drift` with one turning a sample, on the host.
 
     Args:
         known: of at least three stored outputs.
-        slopes: ``[n, samples]``.
+        slopes: ``[n][samples]``.
     """
-    new, old = np.sqrt(known.gram[1, 1]), np.sqrt(known.gram[2, 2])
-    floor = 0.5 * known.eps * np.sqrt(known.gram[0, 0]) * sum(1.0 / abs(gap) for gap in known.gaps[:2])
-    change = np.sqrt(np.maximum(new * new + old * old - 2.0 * known.gram[1, 2], 0.0))
-    tiny = np.finfo(np.float32).tiny
-    turn = change / np.maximum(new + old + floor, tiny)
-    share = turn * new / np.sqrt(np.maximum(known.gram[0, 0], tiny))
-    return (np.cumsum(np.abs(np.diff(slopes, axis=0, prepend=0.0)), axis=0) * share).max(1)
+    shares = [s.turning(known.noise_floor) * sqrt(s.new / s.size) if s.size > 0.0 else 0.0 for s in known.samples]
+    drifts, way, before = [], [0.0] * len(shares), [0.0] * len(shares)
+    for now in slopes:
+        way = [w + abs(b - a) for w, a, b in zip(way, before, now, strict=True)]
+        before = now
+        drifts.append(largest([w * share for w, share in zip(way, shares, strict=True)]))
+    return drifts
+
+
+def largest(numbers: Sequence[float]) -> float:
+    """The largest number; NaN if one of them is NaN (``max`` would drop it)."""
+    return next((n for n in numbers if isnan(n)), max(numbers))
