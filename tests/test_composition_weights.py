@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from .composing import LETTERS, ORDERS, SITES, alone, check_law_1, check_skipping, composed
 from .models import decisions, flux_pipeline, normal, run_flux, run_wan, wan_pipeline
+
+
+@pytest.fixture(autouse=True)
+def _same_backend_afterwards(monkeypatch):
+    """``set_attention_backend`` of one model sets diffusers' backend for all."""
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
+
 
 # -- LoRA --------------------------------------------------------------------------------------------------------------
 
