@@ -66,12 +66,13 @@ class DenoiserHook(ModelHook):
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))  # deciding counts as well
         branch, step, verdict = self._enter(inputs)
-        run = partial(self.fn_ref.original_forward, *args, **kwargs)
+        forward = self.fn_ref.original_forward
         if branch is None:
-            return run()
+            return forward(*args, **kwargs)
         if self.exact is not None and (verdict is not Verdict.PREDICT or self.site.runs):
             full = verdict is Verdict.COMPUTE
-            run = self.exact.turn(branch.exact, inputs, self.segment.weights, run, full)
+            forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
+        run = partial(forward, *args, **kwargs)
         try:
             result, computed = self._carry_out(verdict, branch, step, inputs, run)
         except BaseException:

@@ -33,6 +33,8 @@ from .watch import EXACT_NAME, Bounds, Plan, Slot, Watch, bounds
 
 Run = Callable[[], Any]
 
+#: least share of a call's FLOPs that all answers together must save: below, asking costs more than it saves
+LEAST_SHARE = 0.001
 #: passes that are watched in one trajectory at most: each one learns of another argument that moves
 _MOST_WATCHES = 3
 
@@ -115,12 +117,13 @@ class ExactMemory:
         peak_bytes: most that was held at any time.
         turn: denoiser calls so far.
         now: forward passes so far; a site may run the denoiser more than once in a call.
+        idle: whether it is known that nothing here is worth answering; so it stays for the trajectory.
     """
 
     def __init__(self) -> None:
         self.calls, self.flops, self.peak_bytes = 0, 0, 0
         self.turn, self.now, self.watches = 0, 0, 0
-        self.edition, self.prepared, self.usable = -1, 0, False
+        self.edition, self.prepared, self.usable, self.idle = -1, 0, False, False
         self.forget()
 
     def forget(self) -> None:
@@ -204,18 +207,26 @@ class ExactSavings:
             return 0.0
         return sum(slot.flops for slot in self._last.slots.values() if slot.proved) / self._last.flops
 
-    def turn(self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any, run: Run, full: bool) -> Run:
-        """``run`` with answers from ``memory``, for one denoiser call.
+    def turn(
+        self, memory: ExactMemory, inputs: Mapping[str, Any], weights: Any, forward: Callable[..., Any], full: bool
+    ) -> Callable[..., Any]:
+        """``forward`` with answers from ``memory``, for one denoiser call.
 
         Args:
             memory: of the call's branch.
             inputs: the call's arguments by name.
             weights: fingerprint of the model's weights; another one drops every answer.
-            run: the denoiser's forward; it may run more than once.
+            forward: the denoiser's; it may run more than once.
             full: whether the whole denoiser runs, so that it can be watched.
         """
+        if memory.idle:
+            return forward
         memory.turn += 1
-        return partial(self._run, memory, inputs, weights, run, full)
+
+        def answered(*args: Any, **kwargs: Any) -> Any:
+            return self._run(memory, inputs, weights, partial(forward, *args, **kwargs), full)
+
+        return answered
 
     # -- whether the answers hold ----------------------------------------------------------------------------------
 
@@ -288,6 +299,7 @@ class ExactSavings:
         if not memory.usable or memory.given is None:
             return run()
         if memory.plan is not None:
+            memory.idle = not memory.plan.slots
             return self._answer(memory, run)
         if not full or memory.watches >= _MOST_WATCHES:
             return run()
@@ -299,6 +311,8 @@ class ExactSavings:
         with watch.watching():
             result = run()
         plan, results = watch.plan(memory.given.portable)
+        if sum(slot.flops for slot in plan.slots.values()) < LEAST_SHARE * plan.flops:
+            plan.slots.clear()
         memory.plan = self._last = plan
         if plan.portable:
             self._plans[memory.given.shape] = plan
