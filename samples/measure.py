@@ -107,50 +107,79 @@ def overhead(pipe: Any, model: str, pairs: int) -> float:
     return alternating(lambda: sample(pipe, model, short, 0).seconds, bare, pairs)
 
 
-def own_time(pipe: Any, model: str, calls: int = 5) -> float:
-    """Time of a denoiser call with hooks that never skip over the time that the denoiser itself takes in it.
+@dataclass(frozen=True)
+class Timed:
+    """One generation: seconds of each denoiser call with our hooks, of the denoiser's own part of it, and of all.
 
-    Both are of the very same call, so the machine's noise cancels; median of several generations.
+    Attributes:
+        calls: ``(with hooks, the denoiser alone)``; the second is 0.0 where the call was predicted.
+        whole: the pipeline.
     """
-    arguments = make_call(pipe, model, 0, 25).arguments
-    with accelerated(pipe, "none"):
+
+    calls: list[tuple[float, float]]
+    whole: float
+
+
+def timed(pipe: Any, arguments: dict[str, Any], variant: Variant, seed: int = 0) -> Timed:
+    """Generate once and time every call of the denoiser."""
+    with accelerated(pipe, variant.method, **variant.settings):
         ((denoiser, hook),) = pipe.diffcache.hooks.values()
         inner, outer = hook.fn_ref.original_forward, denoiser.forward
-        spent = {"inner": 0.0, "outer": 0.0}
+        calls, own = [], [0.0]
 
-        def timed(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                begin = time.perf_counter()
-                try:
-                    return forward(*args, **kwargs)
-                finally:
-                    spent[name] += time.perf_counter() - begin
+        def alone(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                own[0] += time.perf_counter() - begin
 
-            return call
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            own[0], begin = 0.0, time.perf_counter()
+            try:
+                return outer(*args, **kwargs)
+            finally:
+                calls.append((time.perf_counter() - begin, own[0]))
 
-        hook.fn_ref.original_forward, denoiser.forward = timed("inner", inner), timed("outer", outer)
-        ratios = []
-        for _ in range(calls):
-            spent.update(inner=0.0, outer=0.0)
-            pipe(**arguments, generator=torch.Generator().manual_seed(0))
-            ratios.append(spent["outer"] / spent["inner"])
-        hook.fn_ref.original_forward, denoiser.forward = inner, outer
-    return statistics.median(ratios)
+        hook.fn_ref.original_forward, denoiser.forward = alone, hooked
+        begin = time.perf_counter()
+        try:
+            pipe(**arguments, generator=torch.Generator().manual_seed(seed))
+        finally:
+            whole = time.perf_counter() - begin
+            hook.fn_ref.original_forward, denoiser.forward = inner, outer
+    return Timed(calls, whole)
+
+
+def own_time(pipe: Any, model: str, runs: int = 5) -> float:
+    """Time of a denoiser call with hooks that never skip over the time that the denoiser itself takes in it.
+
+    Both are of the very same call, so the machine's noise cancels; median of all calls of several generations.
+    """
+    arguments = make_call(pipe, model, 0, 25).arguments
+    calls = [call for _ in range(runs) for call in timed(pipe, arguments, DENSE).calls]
+    return statistics.median(outer / inner for outer, inner in calls)
 
 
 def speedups(pipe: Any, model: str, variant: Variant, pairs: int) -> dict[str, float]:
-    """How much faster than dense the denoiser and the whole pipeline are, and the computed steps: alternating pairs."""
-    ratios, steps, before = [], [], sample(pipe, model, DENSE, 0)
+    """How much faster than dense the denoiser and the whole pipeline are, in alternating generations.
+
+    The denoiser's time is that of its calls, each counted at the median of its kind (dense; computed; predicted), so
+    that a burst of the machine's noise in some of them does not count.
+    """
+    dense, ours = [], []
     for seed in range(pairs):
-        run, after = sample(pipe, model, variant, seed), sample(pipe, model, DENSE, seed)
-        denoiser = (before.denoiser_seconds + after.denoiser_seconds) / (2 * run.denoiser_seconds)
-        ratios.append(
-            (denoiser, denoiser * computed_steps(run) / STEPS, (before.seconds + after.seconds) / (2 * run.seconds))
-        )
-        steps.append(computed_steps(run))
-        before = after
-    speedup, achieved, whole = (statistics.median(column) for column in zip(*ratios, strict=True))
-    return {"computed": statistics.mean(steps), "speedup": speedup, "achieved": achieved, "whole": whole}
+        arguments = make_call(pipe, model, seed, STEPS).arguments
+        dense.append(timed(pipe, arguments, DENSE, seed))
+        ours.append(timed(pipe, arguments, variant, seed))
+    calls = [call for run in ours for call in run.calls]
+    computed = [outer for outer, inner in calls if inner]
+    predicted = [outer for outer, inner in calls if not inner]
+    full = statistics.median(outer for run in dense for outer, _ in run.calls) * len(calls)
+    spent = sum(len(kind) * statistics.median(kind) for kind in (computed, predicted) if kind)
+    share = len(computed) / len(calls)
+    whole = statistics.median(d.whole for d in dense) / statistics.median(o.whole for o in ours)
+    return {"computed": share * STEPS, "speedup": full / spent, "achieved": full / spent * share, "whole": whole}
 
 
 def alternating(a: Callable[[], float], b: Callable[[], float], pairs: int) -> float:
@@ -259,7 +288,7 @@ def table(result: dict[str, Any]) -> str:
             f"{row['whole']:.2f}x | {row['psnr']:.1f} ± {row['psnr_sd']:.1f} | {row['ssim']:.4f} | "
             f"{row['cached_bytes'] / 1e3:.0f} |"
         )
-    lines += ["", "Timed alone, between dense runs before and after it (median of pairs):", ""]
+    lines += ["", "Timed alone, in turn with dense runs (each call at the median of its kind):", ""]
     lines += ["| method | computed | denoiser speed-up | achieved | whole pipeline |", "|---|---|---|---|---|"]
     lines += [
         f"| {label} | {p['computed']:.1f} | {p['speedup']:.2f}x | {p['achieved']:.1%} | {p['whole']:.2f}x |"
