@@ -22,7 +22,7 @@ from probe_motion import kept_probe
 from torch import nn
 from train_tiny_dit import MIRRORED, picture_pixels
 
-from diffcache.zoo import load_pipeline
+from diffcache.zoo import list_models, load_pipeline
 
 CHANCE = 1 / len(NAMES)
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-dit", help="name, or folder that export.py wrote")
     parser.add_argument("--count", type=int, default=24, help="generated pictures per class")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=list_models()["tiny-dit"].guidance_scale)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, default=None, help="write a picture of eight pictures per class here")
     args = parser.parse_args()

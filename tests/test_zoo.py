@@ -71,7 +71,7 @@ def test_entries_are_complete():
 
     from diffcache.zoo.world import WorldPipeline
 
-    assert {"tiny-world", "tiny-wan"} <= set(EMBEDDED)
+    assert set(EMBEDDED) == {"tiny-world", "tiny-wan", "tiny-dit"}
     for name, entry in list_models().items():
         assert isinstance(entry, ZooEntry)
         assert entry.name == name
@@ -340,3 +340,48 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
     empty: Path = tmp_path / "empty"
     empty.mkdir()
     assert "try --model tiny-wan" in one_line(load_pipeline, str(empty))
+
+
+@pytest.fixture(scope="module")
+def dit():
+    pipeline = load_pipeline("tiny-dit")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def call_dit(pipeline, labels: list[int], seed: int = 0, **overrides) -> np.ndarray:
+    arguments = {"guidance_scale": list_models()["tiny-dit"].guidance_scale, "num_inference_steps": 12} | overrides
+    return pipeline(labels, generator=torch.Generator().manual_seed(seed), output_type="np", **arguments).images
+
+
+def test_dit_is_the_real_pipeline_and_generates(dit):
+    from diffusers import DiTPipeline, DiTTransformer2DModel
+
+    assert type(dit) is DiTPipeline
+    assert type(dit.transformer) is DiTTransformer2DModel
+    entry = list_models()["tiny-dit"]
+    first = call_dit(dit, [0, 1], num_inference_steps=3)
+    assert first.shape == (2, entry.height, entry.width, 3)
+    assert np.array_equal(first, call_dit(dit, [0, 1], num_inference_steps=3))
+    assert not np.allclose(first, call_dit(dit, [0, 1], seed=1, num_inference_steps=3))
+    assert call_dit(dit, [2], num_inference_steps=2, guidance_scale=1.0).shape == (1, entry.height, entry.width, 3)
+
+
+def test_dit_draws_what_its_classes_are(dit):
+    """Hearts and faces stand on white; faces are yellow in the middle, flags fill the width."""
+    names = ["faces", "flags"]
+    faces, flags = np.split(call_dit(dit, [k for k in dit.get_label_ids(names) for _ in range(8)]), 2)
+    corners = faces[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.mean() > 0.9
+    red, _, blue = faces[:, 24:40, 24:40].mean((0, 1, 2))
+    assert red > blue + 0.2
+    assert np.median(flags[:, 28:36, :8].mean((1, 2, 3))) < 0.9
+
+
+def test_dit_repeats_its_autoencoder(dit, clips):
+    x = clips["rgb"][:4, 0].permute(0, 3, 1, 2).float() / 127.5 - 1
+    z = dit.vae.encode(x).latent_dist.mode()
+    assert z.shape == (4, dit.transformer.config.in_channels, 6, 8)
+    back = dit.vae.decode(z).sample
+    assert back.shape == x.shape
+    assert psnr(back.numpy() / 2, x.numpy() / 2) > 24

@@ -1,4 +1,4 @@
-"""Models: two small trained ones that ship inside the package, and the hub models that diffcache knows by name."""
+"""Models: three small trained ones that ship inside the package, and the hub models that diffcache knows by name."""
 
 from __future__ import annotations
 
