@@ -10,11 +10,12 @@ STAMP := $(VENV)/.installed
 sample: $(STAMP)
 	$(BIN)/diffcache sample --model tiny-world --method worldcache --compare --out out/tiny-world.png
 
+# The models of the tests are tiny and take one thread each: a process for each core.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" tests diffcache
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" tests diffcache
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest tests diffcache
+	$(BIN)/python -m pytest -n auto --dist loadgroup tests diffcache
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

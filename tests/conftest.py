@@ -1,5 +1,15 @@
 """One thread: the models of the tests are tiny, and a busy machine then slows them evenly instead of stalling them."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Where several processes run the tests, one of them has all of a denoiser class, so that it measures it once."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        name = parameters.params.get("name") if parameters is not None else None
+        by_class = "test_denoisers_" in item.nodeid or "test_exact_classes" in item.nodeid
+        item.add_marker(pytest.mark.xdist_group(str(name) if by_class and name else item.nodeid.split("::")[0]))

@@ -155,7 +155,7 @@ def test_info_names_the_command(run):
 def test_doctor_loads_the_embedded_models(run):
     answer = run("doctor")
     assert answer.code == 0, answer.out
-    assert answer.out.count("loads") == 2
+    assert answer.out.count("loads") == 3
 
 
 # -- wrong arguments ---------------------------------------------------------------------------------------------------

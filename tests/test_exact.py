@@ -81,7 +81,7 @@ def test_bit_identical_under_autocast():
 @pytest.mark.parametrize("case", SKIPPING)
 def test_every_method_predicts_the_same_with_and_without(case):
     name, settings = SKIPPING[case]
-    with_savings = accelerate_model(FAMILIES["wan"].build(0), name, **settings)
+    with_savings = accelerate_model(FAMILIES["wan"].build(0), name, **settings, exact=True)
     without = accelerate_model(FAMILIES["wan"].build(0), name, **settings, exact=False)
     for seed in (0, 1):
         assert sample("wan", with_savings, seed=seed).equals(sample("wan", without, seed=seed))

@@ -29,6 +29,7 @@ EXAMPLES = [
     ("teacache", dict(polynomial=(1.0, 2.0, 0.0))),
     ("magcache", dict(ratios=(1.0, 1.1, 0.9))),
     ("easycache", dict(threshold=0.1)),
+    ("exact", {}),
     ("none", {}),
 ]
 

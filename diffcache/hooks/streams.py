@@ -51,18 +51,20 @@ class Passage:
         template: structure of the return value.
         sources: for each tensor in it, the name of the input that it continues, or None.
         shapes: for each tensor its shape when it was seen.
+        alike: for each tensor an input that had its shape, or None; another trajectory has other shapes.
     """
 
     template: Template | None
     sources: tuple[str | None, ...]
     shapes: tuple[tuple[int, ...], ...]
+    alike: tuple[str | None, ...] = ()
 
     def pass_on(self, streams: Mapping[str, Tensor]) -> list[Tensor]:
         """The inputs in the places of the results; zeros for what continues no input."""
-        like = next(iter(streams.values()))
+        some = next(iter(streams.values()))
         return [
-            streams[source] if source in streams else like.new_zeros(shape)
-            for source, shape in zip(self.sources, self.shapes, strict=True)
+            streams[source] if source in streams else some.new_zeros(streams[like].shape if like in streams else shape)
+            for source, like, shape in zip(self.sources, self.alike, self.shapes, strict=True)
         ]
 
     def added(self, streams: Mapping[str, Tensor], results: list[Tensor]) -> list[Tensor]:
@@ -141,7 +143,8 @@ def trace(block: nn.Module, streams: Mapping[str, Tensor], output: Any) -> tuple
         source = told or next(iter(names), None)
         sources.append(source)
         free.pop(source, None)
-    return Passage(template, tuple(sources), tuple(tuple(p.shape) for p in parts)), parts
+    alike = (next((name for name, stream in streams.items() if stream.shape == part.shape), None) for part in parts)
+    return Passage(template, tuple(sources), tuple(tuple(p.shape) for p in parts), tuple(alike)), parts
 
 
 def _registered(block: nn.Module, index: int, names: list[str]) -> str | None:

@@ -25,7 +25,7 @@ class MethodConfig(ABC):
         warmup: first steps that are always computed.
         cooldown: last steps that are always computed.
         max_skip: longest run of predicted steps; 0 never skips.
-        exact: whether what does not depend on sample and timestep is computed once a trajectory; it changes no bit.
+        exact: whether what does not depend on sample and timestep is computed once a trajectory (docs/exact.md).
     """
 
     method: ClassVar[str] = ""
@@ -35,7 +35,7 @@ class MethodConfig(ABC):
     warmup: int = 3
     cooldown: int = 1
     max_skip: int = 8
-    exact: bool = True
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "max_skip"):
@@ -79,7 +79,6 @@ class NoneConfig(MethodConfig):
     summary: ClassVar[str] = "computes every step (control)"
 
     max_skip: int = 0
-    exact: bool = False  # a control of the hooks alone
 
     def recipe(self) -> Recipe:
         return Recipe(self.method, self, "output", lambda: Schedule(max_skip=0), Taylor(0))

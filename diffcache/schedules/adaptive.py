@@ -88,8 +88,8 @@ class Guarded(PowerLaw):
         self._calibrate([error for error in errors if isfinite(error)])
         worst = [largest(part) for part in zip(*drifts, strict=True)]
         if self.threshold != float("inf"):
-            # "not <=" so that a NaN stops the run
-            self.limit(next((k for k, d in enumerate(worst) if not self.gain * d <= self.threshold), len(worst)))
+            # "not <" so that a NaN stops the run, and a threshold of 0 every one
+            self.limit(next((k for k, d in enumerate(worst) if not self.gain * d < self.threshold), len(worst)))
         self._expected = worst
 
     def _calibrate(self, errors: Sequence[float]) -> None:

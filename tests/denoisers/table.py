@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
@@ -74,27 +75,35 @@ _CACHED = {
 
 def document() -> str:
     """The page for the installed diffusers."""
-    rows = [_row(name) for name in denoiser_classes()]
+    rows = {name: row(name) for name in denoiser_classes()}
+    return page(rows, Counter({site: sum(works(line, site) for line in rows.values()) for site in METHODS}))
+
+
+def page(rows: Mapping[str, str], working: Mapping[str, int]) -> str:
+    """The page with these rows, given how many classes work at each site."""
+    ways = "\n".join(
+        f"| `{site}` | {_CACHED[site]} | `{way.method}` | {working[site]} of {len(rows)} |"
+        for site, way in METHODS.items()
+    )
     columns = " | ".join(f"`{site}`" for site in METHODS)
     head = _HEAD.format(
-        version=diffusers.__version__, ways="\n".join(_ways()), columns=columns, rules="|".join(["---"] * len(METHODS))
+        version=diffusers.__version__, ways=ways, columns=columns, rules="|".join(["---"] * len(METHODS))
     )
-    return head + "\n".join(rows) + "\n" + _TAIL + "\n".join(_left_out()) + "\n"
+    return head + "\n".join(rows.values()) + "\n" + _TAIL + "\n".join(_left_out()) + "\n"
 
 
-def _ways() -> Iterator[str]:
-    names = denoiser_classes()
-    for site, way in METHODS.items():
-        working = sum(name in DENOISERS and _cell(outcome(name, site)) == "yes" for name in names)
-        yield f"| `{site}` | {_CACHED[site]} | `{way.method}` | {working} of {len(names)} |"
-
-
-def _row(name: str) -> str:
+def row(name: str) -> str:
+    """A class's row, as measured."""
     if name not in DENOISERS:
         return f"| {name} |" + " not tested |" * (len(METHODS) + 2)
     cells = [_cell(outcome(name, site)) for site in METHODS]
     running = [", ".join(f"`{part}`" for part in outcome(name, site).running) for site in ("body", "module")]
     return f"| {name} | {' | '.join([*cells, *running])} |"
+
+
+def works(line: str, site: str) -> bool:
+    """What a row says of a site."""
+    return line.split(" | ")[1 + list(METHODS).index(site)] == "yes"
 
 
 def _cell(found: Outcome) -> str:
