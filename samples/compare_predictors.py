@@ -34,8 +34,9 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "heterogeneous (paper)": {"predictor": "heterogeneous"},
     "trend, per sample": {"share": float("inf"), "feedback": False},
     "trend, per token": {"share": 0.0, "feedback": False},
-    "trend, shrunk": {"feedback": False},
-    "trend, shrunk, with feedback (default)": {"feedback": True},
+    "trend, shrunk": {"share": 1.0, "feedback": False},
+    "trend, shrunk, with feedback": {"share": 1.0},
+    "trend, per sample, with feedback (default)": {"share": float("inf")},
     "default on the sigma axis": {"feedback": True, "axis": "sigma"},
     "default on the log-SNR axis": {"feedback": True, "axis": "logsnr"},
 }

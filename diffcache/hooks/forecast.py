@@ -31,6 +31,7 @@ class Forecast(Cache):
         steps: sampler steps of the stored values, newest first.
         due: the recorded step, while it waits to be fitted.
         fits: one for each history, once fitted; of a step that is due, those of the computed step before.
+        expected: the outlook whose fits are still to come.
         joint: the outlook that they came with, for a predictor that learns from run to run.
         missed: squared relative error of the last run, a scalar, where the predictor itself cannot tell.
         wants_error: whether the schedule wants to know that.
@@ -47,6 +48,7 @@ class Forecast(Cache):
         self.steps: list[int] = []
         self.fits: list[Fit] | None = None
         self.due: Moment | None = None
+        self.expected: ForecastOutlook | None = None
         self.joint: ForecastOutlook | None = None
         self.missed: Tensor | None = None
         self.wants_error = False
@@ -77,7 +79,7 @@ class Forecast(Cache):
         for history, value in zip(self.histories, values, strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
-        self._fitted, self.pending = False, None
+        self._fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
         if self.recipe.signal is not None and self.due is not None:
             prepare([self])  # its outlook is read together with the next signal
@@ -90,7 +92,8 @@ class Forecast(Cache):
 
     def expect(self, outlook: ForecastOutlook) -> None:
         """The recorded step has been measured; its fit comes with the outlook, or when the host has read it."""
-        self.pending, self.due, self.missed = outlook, None, None
+        self.pending = self.expected = outlook
+        self.due, self.missed = None, None
 
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""
@@ -99,7 +102,7 @@ class Forecast(Cache):
             for fit, count in zip(outlook.fits, self._samples(), strict=True)
         ]
         self.joint = outlook if self.recipe.predictor.knows_error else None
-        self._fitted = True
+        self.expected, self._fitted = None, True
 
     def _samples(self) -> list[int]:
         """Rows of this branch in a fit, for each history."""

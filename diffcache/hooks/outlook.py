@@ -93,9 +93,10 @@ class ForecastOutlook(Outlook):
         """:meth:`look` on the host."""
 
     def settle(self) -> None:
-        """The fits are known."""
+        """The fits are known. Who has forgotten what was measured meanwhile does not want them."""
         for row, cache in enumerate(self._caches):
-            cache.adopt(self, row)
+            if cache.expected is self:
+                cache.adopt(self, row)
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         errors: list[float] = []
