@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny-world", "tiny-wan"])
     parser.add_argument("--computed", nargs="+", type=int, default=[23, 15, 10])
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=9, help="pairs of the overhead measurement")
+    parser.add_argument("--pairs", type=int, default=14, help="alternating pairs of generations that are timed alone")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
