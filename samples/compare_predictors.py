@@ -9,6 +9,7 @@ other's steps. The guard of ``worldcache`` is off, so that every row has exactly
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "trend, per sample": {"share": float("inf"), "feedback": False},
     "trend, per token": {"share": 0.0, "feedback": False},
     "trend, shrunk": {"share": 1.0, "feedback": False},
-    "trend, shrunk, with feedback": {"share": 1.0},
-    "trend, per sample, with feedback (default)": {"share": float("inf")},
+    "trend, shrunk, with feedback": {"share": 1.0, "feedback": True},
+    "trend, per sample, with feedback (default)": {"feedback": True},
     "default on the sigma axis": {"feedback": True, "axis": "sigma"},
     "default on the log-SNR axis": {"feedback": True, "axis": "logsnr"},
 }
@@ -109,7 +110,7 @@ def compare(model: str, computed: list[int], alphas: list[float], seeds: int) ->
 HEAD = """# Predictors and placements, measured
 
 PSNR in dB against the dense 50-step result, mean of {seeds} seeds (held-out contexts, or prompts). `alpha` is the
-exponent of the power-law placement (1 is even). Printed by `python samples/compare_predictors.py`.
+exponent of the power-law placement (1 is even). The guard is off. Printed by `{command}`.
 """
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     tables = [compare(model, args.computed, args.alphas, args.seeds) for model in args.models]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n\n".join([HEAD.format(seeds=args.seeds), *tables]) + "\n")
+    args.out.write_text("\n\n".join([HEAD.format(seeds=args.seeds, command=" ".join(["python samples/compare_predictors.py", *sys.argv[1:]])), *tables]) + "\n")
     print(f"wrote {args.out}")
 
 
