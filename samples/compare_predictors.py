@@ -124,7 +124,8 @@ def main() -> None:
     args = parser.parse_args()
     tables = [compare(model, args.computed, args.alphas, args.seeds) for model in args.models]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n\n".join([HEAD.format(seeds=args.seeds, command=" ".join(["python samples/compare_predictors.py", *sys.argv[1:]])), *tables]) + "\n")
+    command = " ".join(["python samples/compare_predictors.py", *sys.argv[1:]])
+    args.out.write_text("\n\n".join([HEAD.format(seeds=args.seeds, command=command), *tables]) + "\n")
     print(f"wrote {args.out}")
 
 
