@@ -16,7 +16,20 @@ import typer
 
 from . import __version__
 from .cli_calibrate import EPILOG, calibrate
-from .cli_options import Debug, state
+from .cli_options import (
+    Clip,
+    Debug,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Image,
+    Model,
+    NegativePrompt,
+    Pixels,
+    Prompt,
+    state,
+)
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError, unknown
 
 if TYPE_CHECKING:
@@ -63,30 +76,28 @@ def _root(
     "  diffcache sample --model wan2.1 --prompt 'a cat surfing' --device cuda --out out/cat.mp4"
 )
 def sample(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Zoo name (see: diffcache models), folder of a pipeline, or hub id.")
-    ] = "tiny-world",
+    model: Model = "tiny-world",
     method: Annotated[
         str, typer.Option(help="Name with optional preset or fields, worldcache:computed=0.25, or a .yaml/.json file.")
     ] = "worldcache",
-    prompt: Annotated[str | None, typer.Option(help="What to show; a class number for class-to-image models.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
     actions: Annotated[
         str | None,
         typer.Option(
             help="World models: F forward, B back, L/R turn, A/D step left/right, N nothing, with counts: F8L4."
         ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Start picture of image-to-video and world models.")] = None,
-    clip: Annotated[int | None, typer.Option(help="World models: number of the recorded clip to start from.")] = None,
+    image: Image = None,
+    clip: Clip = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Video frames.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default the fastest one.")] = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    dtype: Dtype = None,
+    device: Device = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated (diffcache methods)."),

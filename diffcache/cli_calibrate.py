@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import Debug
+from .cli_options import Clip, Debug, Device, Dtype, Frames, Guidance, Image, Model, NegativePrompt, Pixels, Prompt
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ EPILOG = (
 
 def calibrate(
     method: Annotated[str, typer.Option(help="magcache or teacache.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Zoo name (see: diffcache models), folder of a pipeline, or hub id.")
-    ] = "tiny-world",
+    model: Model = "tiny-world",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help=f"File to write ({SUFFIX}).", show_default=f"out/<model>-<method>{SUFFIX}"),
@@ -38,17 +36,17 @@ def calibrate(
     seeds: Annotated[str, typer.Option(help="Seeds of the dense runs, one each: 0,1,2.")] = "0",
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the schedule holds for that number only.")] = None,
     degree: Annotated[int, typer.Option(help="teacache: highest degree of the polynomial.")] = 4,
-    prompt: Annotated[str | None, typer.Option(help="What to show; a class number for class-to-image models.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
     actions: Annotated[str | None, typer.Option(help="World models: an action string, F8L4.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Start picture of image-to-video and world models.")] = None,
-    clip: Annotated[int | None, typer.Option(help="World models: number of the recorded clip to start from.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Video frames.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default the fastest one.")] = None,
+    image: Image = None,
+    clip: Clip = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    dtype: Dtype = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Run a model densely and measure what a method needs to know about it.

@@ -12,7 +12,7 @@ from diffcache import accelerate_model, accelerate_pipeline, restore
 
 from .composing import LETTERS, SITES
 from .models import decisions, run_wan, sample, wan, wan_pipeline, wan_two_experts
-from .states import attributes, forward_hooks
+from .states import attributes, forward_hooks, with_own_forward
 
 
 def ruin(model):
@@ -124,13 +124,7 @@ def test_hooks_of_others_are_copied_and_work_on_the_copy():
 
 def test_a_forward_of_the_users_own_is_copied():
     model = wan()
-    inner, calls = model.forward, []
-
-    def forward(*args, **kwargs):
-        calls.append(1)
-        return inner(*args, **kwargs)
-
-    model.forward = forward
+    forward, calls = with_own_forward(model)
     accelerate_model(model, "interval")
     twin = copy.deepcopy(model)
     sample("wan", twin, 3)

@@ -10,7 +10,7 @@ from diffcache import accelerate_model, accelerate_pipeline, restore
 
 from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, decisions, denoisers, sample
-from .states import attributes, forward_hooks
+from .states import attributes, forward_hooks, with_own_forward
 
 
 @pytest.mark.parametrize("case", SKIPPING)
@@ -67,13 +67,7 @@ def test_restore_twice_and_on_a_bare_model_changes_nothing():
 
 def test_a_user_forward_of_the_instance_survives():
     model = FAMILIES["wan"].build(0)
-    inner, calls = model.forward, []
-
-    def forward(*args, **kwargs):
-        calls.append(1)
-        return inner(*args, **kwargs)
-
-    model.forward = forward
+    forward, calls = with_own_forward(model)
     accelerate_model(model, "interval")
     sample("wan", model, 6)
     assert calls

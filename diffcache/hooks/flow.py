@@ -213,14 +213,18 @@ class Flow(TorchDispatchMode):
         moving = known.moving
         if moving is None:
             count = tensor.untyped_storage().nbytes() // tensor.element_size()
-            moving = torch.zeros(count, dtype=torch.bool, device=tensor.device)
+            moving = torch.zeros(count, dtype=torch.bool)  # on the host: nobody waits for the device to ask it
         if func._opname == "copy_":
             _part(moving, tensor).fill_(True)
-        elif func._opname == "index_put_" and all(map(self.is_still, tensors_in(given["indices"]))):
+        elif func._opname == "index_put_" and all(map(self._still_on_host, tensors_in(given["indices"]))):
             func(_part(moving, tensor), given["indices"], moving.new_ones(()))
         else:
             return None
         return moving
+
+    def _still_on_host(self, indices: Tensor) -> bool:
+        """Whether an index can be followed: on a device all that it may point to counts as moving."""
+        return indices.device.type == "cpu" and self.is_still(indices)
 
 
 def _part(elements: Tensor, tensor: Tensor) -> Tensor:
