@@ -21,12 +21,14 @@ LETTERS = "FFFccFccF"
 Setup = Callable[[Any], Any]
 
 
-def composed(setup: Setup, order: str, build: Callable[[], Any] = wan_pipeline, **settings: Any) -> Any:
+def composed(
+    setup: Setup, order: str, build: Callable[[], Any] = wan_pipeline, method: str = "interval", **settings: Any
+) -> Any:
     """A pipeline with ``setup`` done to it before or after acceleration."""
     pipe = build()
     if order == "before":
         setup(pipe)
-    accelerate_pipeline(pipe, "interval", interval=3, **settings)
+    accelerate_pipeline(pipe, method, **({"interval": 3} if method == "interval" else {}), **settings)
     if order == "after":
         setup(pipe)
     return pipe

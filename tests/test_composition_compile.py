@@ -1,4 +1,4 @@
-"""``torch.compile`` beside a method: decisions stay outside of the graph, so there is one graph, whatever the steps do.
+"""``torch.compile`` beside a method: decisions stay outside of the graphs, of which there are two at most.
 
 A graph is counted when dynamo hands it to the backend; it would do so again for every recompilation and every part
 between two breaks. The counting backend runs graphs eagerly, so results are bit for bit those without compilation.
@@ -50,31 +50,75 @@ def blocks(graphs):
 
 
 WAYS = {"in place": in_place, "wrapped": wrapped, "blocks": blocks}
-#: what is compiled -> sites that leave it in one piece
-WHOLE = [("in place", "output"), ("wrapped", "output"), ("blocks", "output"), ("blocks", "body")]
-
-
+#: (what is compiled, site) -> graphs: one where the hooks stand around it, one that computes and one that reuses where
+#: they are traced with it; never more for more blocks, steps, branches or calls
+GRAPHS = {
+    ("in place", "output"): 1,
+    ("wrapped", "output"): 1,
+    ("blocks", "output"): 1,
+    ("in place", "body"): 2,
+    ("wrapped", "body"): 2,
+    ("blocks", "body"): 1,
+    ("in place", "block"): 2,
+    ("wrapped", "block"): 2,
+    ("blocks", "block"): 1,
+    ("in place", "module"): 2,
+    ("wrapped", "module"): 2,
+    ("blocks", "module"): 2,
+}
 SLOW = pytest.mark.slow
-CASES = [
-    pytest.param("in place", "output", "before", marks=SLOW),
+_QUICK = {
     ("in place", "output", "after"),
-    ("wrapped", "output", "after"),
-    pytest.param("wrapped", "output", "before", marks=SLOW),
-    pytest.param("blocks", "output", "before", marks=SLOW),
-    pytest.param("blocks", "output", "after", marks=SLOW),
-    pytest.param("blocks", "body", "before", marks=SLOW),
+    ("wrapped", "body", "after"),
     ("blocks", "body", "after"),
+    ("in place", "block", "before"),
+    ("wrapped", "module", "before"),
+    ("blocks", "module", "after"),
+}
+CASES = [
+    pytest.param(*case, order, marks=() if (*case, order) in _QUICK else SLOW)
+    for case in GRAPHS
+    for order in ("before", "after")
 ]
 
 
 @pytest.mark.parametrize(("way", "site", "order"), CASES)
-def test_one_graph_for_all_steps_branches_and_calls(way, site, order, graphs):
+def test_as_many_graphs_for_all_steps_branches_and_calls(way, site, order, graphs):
     pipe = composed(WAYS[way](graphs), order, site=site)
     assert torch.equal(run_wan(pipe, 9), alone(site))
     assert decisions(pipe) == [LETTERS] * 2
+    assert torch.equal(run_wan(pipe, 9), alone(site))
     run_wan(pipe, 14, seed=1)
-    assert len(graphs) == 1
+    assert len(graphs) == GRAPHS[way, site]
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("way", ["blocks", pytest.param("in place", marks=SLOW)])
+def test_extrapolated_module_results_are_summed_inside_the_graph(way, graphs):
+    """The weights come in as a tensor: another distance to the computed steps is no other graph."""
+    settings = dict(site="module", predictor="linear")
+    pipe = composed(WAYS[way](graphs), "after", **settings)
+    wanted = run_wan(composed(lambda pipe: None, "before", **settings), 12)
+    torch.testing.assert_close(run_wan(pipe, 12), wanted, rtol=1e-4, atol=1e-5)
+    assert all("c" in letters for letters in decisions(pipe))
+    assert len(graphs) == 2
+    assert not counters["graph_break"]
+
+
+def test_memory_of_a_compiled_model_is_that_of_the_plain_one(graphs):
+    plain, pipe = composed(lambda pipe: None, "before", site="module"), composed(blocks(graphs), "after", site="module")
+    for each in (plain, pipe):
+        run_wan(each, 9)
+    held = [[s.cached_bytes for s in each.diffcache.stats().segments] for each in (plain, pipe)]
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize("site", ["body", "module"])
+def test_another_resolution_is_learned_anew_and_stays_right(site, graphs):
+    pipe = composed(in_place(graphs), "after", site=site)
+    plain = composed(lambda pipe: None, "before", site=site)
+    for size in (2, 3, 2):
+        assert torch.equal(run_wan(pipe, 9, size=size), run_wan(plain, 9, size=size))
 
 
 @pytest.mark.parametrize(
@@ -88,14 +132,15 @@ def test_never_skipping_is_the_compiled_model(way, site, order, graphs):
     assert torch.equal(run_wan(pipe, 4), wanted)
 
 
-@pytest.mark.parametrize(
-    ("way", "site"), [("in place", "body"), ("blocks", "module"), pytest.param("wrapped", "module", marks=SLOW)]
-)
-def test_what_has_hooks_inside_runs_uncompiled_and_says_so(way, site, graphs):
-    pipe = composed(WAYS[way](graphs), "after", site=site)
-    with pytest.warns(UncompiledWarning, match=r"compile_repeated_blocks.*or choose site output"):
+@pytest.mark.parametrize("way", ["in place", pytest.param("wrapped", marks=SLOW)])
+def test_what_decides_in_the_middle_runs_uncompiled_and_says_so(way, graphs):
+    settings = dict(method="fbcache", threshold=0.3, warmup=3)
+    pipe = composed(WAYS[way](graphs), "after", **settings)
+    wanted = run_wan(composed(lambda pipe: None, "before", **settings), 9)
+    with pytest.warns(UncompiledWarning, match=r"fbcache decides.*WanTransformer3DModel.*compile_repeated_blocks"):
         latents = run_wan(pipe, 9)
-    assert torch.equal(latents, alone(site))
+    assert torch.equal(latents, wanted)
+    assert "c" in decisions(pipe)[0]
     assert not graphs
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
@@ -103,6 +148,15 @@ def test_what_has_hooks_inside_runs_uncompiled_and_says_so(way, site, graphs):
     restore(pipe)
     run_wan(pipe, 2)
     assert len(graphs) == 1  # compiled again
+    assert not counters["graph_break"]
+
+
+def test_blocks_stay_compiled_around_a_decision(graphs):
+    settings = dict(method="fbcache", threshold=0.3, warmup=3)
+    pipe = composed(blocks(graphs), "after", **settings)
+    assert torch.equal(run_wan(pipe, 9), run_wan(composed(lambda pipe: None, "before", **settings), 9))
+    assert "c" in decisions(pipe)[0]
+    assert len(graphs) == 1
     assert not counters["graph_break"]
 
 
@@ -155,7 +209,7 @@ def test_a_bare_loop_over_what_compile_returned(order, graphs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "site"), WHOLE)
+@pytest.mark.parametrize(("way", "site"), GRAPHS)
 def test_compiled_by_inductor(way, site):
     torch.compiler.reset()
     counters.clear()

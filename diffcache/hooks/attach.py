@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -19,7 +20,8 @@ from .compiled import CALL, Around, Label, around, is_compiled
 
 HOOK_NAME = "diffcache"
 _LABEL = f"{HOOK_NAME}_label"
-_UNCOMPILED = f"{HOOK_NAME}_uncompiled"
+_INNER = f"{HOOK_NAME}_inner"
+_NEW = "new_forward"
 
 
 def attach(module: nn.Module, hook: ModelHook, name: str = HOOK_NAME, wrapper: nn.Module | None = None) -> None:
@@ -50,41 +52,57 @@ def detach(module: nn.Module, name: str = HOOK_NAME) -> None:
         _unregister(module, registry, name)
 
 
-def settle(model: nn.Module, wrapper: nn.Module | None = None) -> bool:
+def settle(model: nn.Module, wrapper: nn.Module | None = None) -> list[Around]:
     """Bring the hooks of a denoiser to where they belong: it, or its blocks, may have been compiled since.
-
-    A compiled module with hooks of ours inside runs uncompiled: traced with it, they would make another graph of every
-    step.
 
     Args:
         model: the denoiser.
         wrapper: what ``torch.compile(model)`` returned, if that is called in its place.
 
     Returns:
-        Whether something compiled runs uncompiled.
+        The places around what is compiled and has hooks of ours inside: each can run compiled or as it is written.
     """
     _move(model, HOOK_NAME, wrapper)
     compiled = [module for module in model.modules() if is_compiled(module)]
     for module in compiled:
         for name in _names(module) if module is not model else ():
             _move(module, name)
-    places = [_uncompiled(module) for module in compiled if module is not model and _hooked_inside(module)]
+    inside = [module for module in compiled if module is not model and _hooked_inside(module)]
+    for part in (part for module in inside for part in _below(module)):
+        _make_alike(part)
+    places = [_inner_place(module) for module in inside]
     if (wrapper is not None or is_compiled(model)) and _hooked_inside(model):
         places.append(_place(model, HOOK_NAME))
-    for place in places:
-        place.run_uncompiled()
-    return bool(places)
+    return places
 
 
 def unsettle(model: nn.Module) -> None:
-    """What was compiled runs compiled again."""
+    """What was compiled is called as it was."""
     for module in model.modules():
         if is_compiled(module):
-            detach(module, _UNCOMPILED)
+            detach(module, _INNER)
 
 
-def _uncompiled(module: nn.Module) -> Around:
-    return around(module, _UNCOMPILED) or Around(module, module, ModelHook(), _UNCOMPILED)
+def _inner_place(module: nn.Module) -> Around:
+    return around(module, _INNER) or Around(module, module, ModelHook(), _INNER)
+
+
+def _make_alike(module: nn.Module) -> None:
+    """Have our only hook on a module called in a way that looks the same to a graph on every module of its kind.
+
+    The partial functions that diffusers' registry chains are objects of their own on each module: torch guards them by
+    identity, and every block would get graphs of its own.
+    """
+    names = _names(module)
+    if not names or len(module._diffusers_hook.hooks) > 1 or not hasattr(module._diffusers_hook.get_hook(*names), _NEW):
+        return
+    with inside_accelerate(module):
+        module.forward = MethodType(_run_ours, module)
+
+
+def _run_ours(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    hooks = module._diffusers_hook.hooks
+    return next(hooks[name] for name in hooks if name.startswith(HOOK_NAME)).new_forward(module, *args, **kwargs)
 
 
 def _names(module: nn.Module) -> list[str]:
@@ -123,7 +141,7 @@ def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
     with inside_accelerate(module):
         hook.had_forward = _own_forward(module) is not None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-    if hasattr(hook, "new_forward"):
+    if hasattr(hook, _NEW):
         _hold_on(hook.fn_ref)
     _forget_children(module)
 

@@ -2,7 +2,9 @@
 
 In the chain of a compiled module's ``forward`` a hook would be traced with it: what it decides by becomes guards, and
 every step another graph. So the hook of a compiled module stands around the compiled call, and what is compiled is the
-module as it is: the graph, its options and ``fullgraph=True`` are those of the bare model.
+module as it is: the graph, its options and ``fullgraph=True`` are those of the bare model. Hooks further inside are
+traced, where their site is made for it (:mod:`.ports`): one graph computes and hands out what is to be kept, one takes
+it back in. What such a site has to learn of a model it learns in a pass that runs as it is written.
 """
 
 from __future__ import annotations
@@ -49,9 +51,9 @@ class Around:
         self.hook.fn_ref = HookFunctionReference()
         self.hook.fn_ref.original_forward = inner
 
-    def run_uncompiled(self) -> None:
-        """Leave the compiled call aside until this is removed."""
-        self.hook.fn_ref.original_forward = self.module._call_impl
+    def compile(self, on: bool) -> None:
+        """Run what is compiled, or the module as it is written."""
+        self.hook.fn_ref.original_forward = self.inner if on else self.module._call_impl
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hook = self.hook

@@ -14,8 +14,10 @@ from .attach import attach, detach
 from .branch import Branch
 from .cache import Moment
 from .clock import Clock
+from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings
+from .flow import leaves
 from .gated import GatedSite
 from .modules import find_units
 from .rate import RateSite
@@ -59,6 +61,8 @@ class DenoiserHook(ModelHook):
         moving = (anatomy.sample, anatomy.timestep)
         self.exact = ExactSavings(model, moving, anatomy.conditioning) if saves else None
         self.site = make_site(model, anatomy, recipe)
+        #: around what is compiled and has hooks of the site inside
+        self.places: list[Around] = []
 
     # -- hook interface --------------------------------------------------------------------------------------------
 
@@ -66,6 +70,8 @@ class DenoiserHook(ModelHook):
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))  # deciding counts as well
         branch, step, verdict = self._enter(inputs)
+        if self.places:
+            self._choose_graphs(inputs)
         forward = self.fn_ref.original_forward
         if branch is None:
             return forward(*args, **kwargs)
@@ -86,6 +92,12 @@ class DenoiserHook(ModelHook):
             self._note_prediction(branch, step)
             branch.predict_watch.add(began)
         return result
+
+    def _choose_graphs(self, inputs: dict[str, Any]) -> None:
+        """What is compiled around the site's hooks runs as it is written while the site has to learn from it."""
+        learns = self.site.learns(tuple(getattr(v, "shape", v) for v in leaves(inputs) if not isinstance(v, float)))
+        for place in self.places:
+            place.compile(not learns)
 
     def _carry_out(
         self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run

@@ -38,6 +38,8 @@ class GatedSite(BodyOutput, Asking):
         recipe: its signal is ``first`` or ``modulated``.
     """
 
+    traced = False  # the host decides in the middle of the model
+
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
         inside = recipe.signal == "modulated"

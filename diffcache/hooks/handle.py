@@ -171,11 +171,14 @@ class Handle:
                 if hook.exact is not None:
                     hook.exact.begin(compiled=current is not model)
                 hook.look_again()
-                if settle(model, None if current is model else current) and not self._warned:
+                hook.places = settle(model, None if current is model else current)
+                if hook.places and not hook.site.traced and not self._warned:
                     self._warned = True
+                    parts = ", ".join(sorted({type(place.module).__name__ for place in hook.places}))
                     warnings.warn(
-                        f"{self.recipe.name}: site {self.recipe.site} looks inside what is compiled, so that runs "
-                        "uncompiled; compile the blocks (model.compile_repeated_blocks()) or choose site output",
+                        f"{self.recipe.name} decides in the middle of the model: {len(hook.places)} compiled "
+                        f"{parts} run uncompiled; compile the blocks (model.compile_repeated_blocks()), of which few "
+                        "or none do, or choose a method with site output",
                         UncompiledWarning,
                         stacklevel=2,
                     )

@@ -41,6 +41,14 @@ def flatten(output: Any) -> tuple[list[Tensor], Template]:
     return tensors, _template(output, tensors)
 
 
+def tensors_in_order(output: Any) -> list[Tensor]:
+    """The tensors of a return value in the order of :func:`flatten`, without a template."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output if type(output) in (tuple, list) else ()
+    return [tensor for part in parts for tensor in tensors_in_order(part)]
+
+
 def _template(output: Any, tensors: list[Tensor]) -> Template | None:
     if output is None:
         return None

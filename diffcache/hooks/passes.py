@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .outputs import tensors_in_order
 from .plans import Plan
 from .streams import Links, Passage, Visit, named_tensors, trace, version
 
@@ -117,7 +118,7 @@ def _same(value: Tensor, part: Tensor) -> bool:
 
 
 class Capturing:
-    """In full; notes the body's input and what stands at its end."""
+    """In full; notes the body's input and what stands at its end. May be traced: see :mod:`.ports`."""
 
     def __init__(self, plan: Plan, copies: bool) -> None:
         self.plan, self._copies = plan, copies
@@ -131,7 +132,9 @@ class Capturing:
         self._armed = [True] * len(self._armed)
         if block is self.plan.start and self.first is None:
             streams = named_tensors(block, args, kwargs)
-            self.first = {n: t.clone() for n, t in streams.items()} if self._copies else streams
+            # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
+            copies = self._copies or torch.compiler.is_compiling()
+            self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
             self._versions = {n: version(t) for n, t in self.first.items()}
         output = forward(*args, **kwargs)
         if block is self.plan.last:
@@ -141,7 +144,7 @@ class Capturing:
         return output
 
     def _note_edge(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        _, parts = trace(block, named_tensors(block, args, kwargs), output)
+        parts = tensors_in_order(output)
         if len(parts) == len(self.plan.passage.sources):
             self.values = [parts[i] for i in self.plan.parts]
 
@@ -163,7 +166,10 @@ class Capturing:
 
 
 class Replaying:
-    """Every block of the plan passes its inputs on; the end of the body receives its input plus the residuals."""
+    """Every block of the plan passes its inputs on; the end of the body receives its input plus the residuals.
+
+    May be traced: the residuals are inputs of the graph.
+    """
 
     def __init__(self, plan: Plan, residuals: list[Tensor]) -> None:
         self.plan, self._residuals = plan, residuals

@@ -31,6 +31,8 @@ class Site(ABC):
     runs = True
     #: kinds of unit that it caches; empty where it caches one value
     kinds: frozenset[str] = frozenset()
+    #: whether its hooks may be traced into a compiled graph
+    traced = True
 
     @abstractmethod
     def cache(self) -> Cache:
@@ -54,6 +56,16 @@ class Site(ABC):
     def share(self, kinds: frozenset[str]) -> float:
         """Share of the blocks (or units) that run at a step that is not computed in full."""
         return 0.0
+
+    def learns(self, form: Any) -> bool:
+        """Whether the coming call has to run as it is written, because the site must see it hook by hook.
+
+        Asked before each call of a denoiser that is compiled around hooks of the site.
+
+        Args:
+            form: equal for calls whose arguments have the same shapes.
+        """
+        return not self.traced
 
     def install(self, model: nn.Module) -> None:  # noqa: B027 - most sites need none
         """Put on the hooks that the site needs besides the denoiser's own."""
@@ -143,6 +155,9 @@ class BodyOutput(ForecastSite):
         with torch.no_grad():
             residuals = cache.predict(moment)
         return self.body.replay(run, residuals)
+
+    def learns(self, form: Any) -> bool:
+        return super().learns(form) or self.body.plan is None
 
     def hindrance(self, cache: Cache) -> str | None:
         known = self.body.plan is not None and cache.template is self.body.plan

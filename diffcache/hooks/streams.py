@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor, nn
 
@@ -25,8 +26,13 @@ def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return {**{n: tensors[n] for n in HIDDEN_NAMES if n in tensors}, **tensors}
 
 
-@lru_cache(maxsize=512)
+@torch.compiler.assume_constant_result
 def _parameters(block_class: type[nn.Module]) -> tuple[str, ...]:
+    return _inspected(block_class)
+
+
+@lru_cache(maxsize=512)
+def _inspected(block_class: type[nn.Module]) -> tuple[str, ...]:
     known = [p for p in inspect.signature(block_class.forward).parameters.values() if p.kind is not p.VAR_KEYWORD][1:]
     names = [p.name for p in known if p.kind is not p.VAR_POSITIONAL]
     # Behind *args the parameters have numbers.
@@ -34,8 +40,8 @@ def _parameters(block_class: type[nn.Module]) -> tuple[str, ...]:
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor was written to; 0 where torch does not count (inference mode)."""
-    return 0 if tensor.is_inference() else tensor._version
+    """How often the tensor was written to; 0 where torch does not count (inference mode, inside a compiled graph)."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def first_of(names: Iterable[str], streams: Mapping[str, Tensor]) -> str | None:

@@ -22,6 +22,7 @@ from .attach import HOOK_NAME, attach, detach
 from .cache import Cache, Coming, Moment, Outlook
 from .modules import Unit
 from .outputs import flatten
+from .ports import FeederPort, Port, placeholder, traced
 from .recipe import Recipe
 from .sites import Run, Site
 from .streams import Links, Passage, Visit, named_tensors, trace, version
@@ -125,6 +126,24 @@ class UnitCache(Cache):
             return slot.values[0]
         return [combine(stored, weights) for stored in zip(*slot.values[: len(weights)], strict=True)]
 
+    def stored(self, slots: Sequence[_Slot], moment: Moment) -> tuple[list[list[list[Tensor]]], Tensor | None]:
+        """The same before it is summed: of each slot the values that count, and their weights (None for one)."""
+        weights = self._weights_for(slots[0].moments, moment)
+        given = [slot.values[: len(weights)] for slot in slots]
+        if len(weights) == 1:
+            return given, None
+        # Not waited for: a prediction costs no synchronisation.
+        return given, torch.tensor(weights).to(given[0][0][0].device, non_blocking=True)
+
+    def passages(self) -> dict[str, list[Passage]]:
+        """What each call of each unit and feeder looks like, in order."""
+        found: dict[str, list[Passage]] = {}
+        for (name, _), slot in sorted(self.slots.items()):
+            found.setdefault(name, []).append(slot.passage)
+        for (name, _), passage in sorted(self.feeds.items()):
+            found.setdefault(name, []).append(passage)
+        return found
+
     def _weights_for(self, stored: Sequence[Moment], now: Moment) -> list[float]:
         key = (now.time, *(m.time for m in stored))
         if key not in self._weights:
@@ -169,6 +188,15 @@ class UnitSite(Site):
         self._links = Links()
         self._settled = False  # whether a pass has shown the links
         self._latest: tuple[_Slot, Visit] | None = None  # until then, the block called last
+        self._hooks: list[_UnitHook] = []
+        self._feeder_hooks: list[_FeederHook] = []
+        # Of compiled calls: the form of the coming one, and by form what calls look like that were seen.
+        self._form: Any = None
+        self._seen: dict[Any, dict[str, list[Passage]]] = {}
+
+    def learns(self, form: Any) -> bool:
+        self._form = form
+        return form not in self._seen
 
     def cache(self) -> UnitCache:
         return UnitCache(self.recipe)
@@ -177,6 +205,8 @@ class UnitSite(Site):
         result = self._run(run, _Pass(cache, moment, None))
         if not self._settled:
             self._settle(cache)
+        elif self._form is not None and self._form not in self._seen and cache.spoilt is None:
+            self._seen[self._form] = cache.passages()
         if moment.ahead or self.recipe.predictor.depth > 1:  # older values count in later predictions, too
             cache.pending = _UnitOutlook(cache, result, len(moment.ahead))
         return result
@@ -223,10 +253,44 @@ class UnitSite(Site):
 
     def _run(self, run: Run, now: _Pass) -> Any:
         before, self.now = self.now, now
+        seen = self._seen.get(self._form)
         try:
-            return run()
+            if seen is not None:
+                self._open_ports(now, seen)
+            result = run()
+            if seen is not None:
+                self._collect(now, seen)
+            return result
         finally:
             self.now = before
+            if seen is not None:
+                self._close_ports()
+
+    # -- inside compiled graphs ------------------------------------------------------------------------------------
+
+    def _open_ports(self, now: _Pass, seen: Mapping[str, list[Passage]]) -> None:
+        """What the coming pass takes from units in a graph, and gives them."""
+        for hook in self._hooks:
+            passages = seen.get(hook.unit.name, [])
+            slots = [now.cache.slots.get((hook.unit.name, index)) for index in range(len(passages))]
+            if now.computes(hook.unit) or None in slots:
+                hook.port.take(passages)
+            else:
+                hook.port.give(passages, *now.cache.stored(slots, now.moment))
+        for hook in self._feeder_hooks:
+            if not now.computes(hook.unit) and hook.name in seen:
+                like = now.cache.slots[hook.unit.name, 0].values[0][0]
+                hook.port.rest(like, seen[hook.name])
+
+    def _collect(self, now: _Pass, seen: Mapping[str, list[Passage]]) -> None:
+        """Store what units in a graph have computed."""
+        for hook in self._hooks:
+            for index, tensors in enumerate(hook.port.taken):
+                now.cache.put((hook.unit.name, index), tensors, seen[hook.unit.name][index], now.moment)
+
+    def _close_ports(self) -> None:
+        for hook in (*self._hooks, *self._feeder_hooks):
+            hook.port.close()
 
     def hindrance(self, cache: UnitCache) -> str | None:
         fault = cache.fault
@@ -240,15 +304,18 @@ class UnitSite(Site):
 
     def install(self, model: nn.Module) -> None:
         for unit in self.units:
-            attach(unit.module, _UnitHook(self, unit), _UNIT_NAME)
+            self._hooks.append(_UnitHook(self, unit))
+            attach(unit.module, self._hooks[-1], _UNIT_NAME)
             for index, feeder in enumerate(unit.feeders):
-                attach(feeder, _FeederHook(self, unit, index), _FEEDER_NAME)
+                self._feeder_hooks.append(_FeederHook(self, unit, index))
+                attach(feeder, self._feeder_hooks[-1], _FEEDER_NAME)
 
     def uninstall(self, model: nn.Module) -> None:
         for unit in self.units:
             detach(unit.module, _UNIT_NAME)
             for feeder in unit.feeders:
                 detach(feeder, _FEEDER_NAME)
+        self._hooks, self._feeder_hooks = [], []
 
 
 class _UnitOutlook(Outlook):
@@ -274,9 +341,11 @@ class _UnitHook(ModelHook):
 
     def __init__(self, site: UnitSite, unit: Unit) -> None:
         super().__init__()
-        self.site, self.unit = site, unit
+        self.site, self.unit, self.port = site, unit, Port()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if traced():
+            return self.port.run(module, self.fn_ref.original_forward, args, kwargs, self.unit.residual)
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
@@ -314,22 +383,20 @@ class _FeederHook(ModelHook):
 
     def __init__(self, site: UnitSite, unit: Unit, index: int) -> None:
         super().__init__()
-        self.site, self.unit, self.index = site, unit, index
+        self.site, self.unit, self.port = site, unit, FeederPort()
+        self.name = f"{unit.name} {index}"
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if traced():
+            return self.port.run(self.fn_ref.original_forward, args, kwargs)
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        call = f"{self.unit.name} {self.index}", now.calls[self.unit.name]
+        call = self.name, now.calls[self.unit.name]
         known = now.cache.feeds.get(call)
         if known is not None and not now.computes(self.unit):
             value = now.cache.slots[now.call(self.unit.name)].values[0][0]
-            return known.template.rebuild([_placeholder(value, shape) for shape in known.shapes])
+            return known.template.rebuild([placeholder(value, shape) for shape in known.shapes])
         result = self.fn_ref.original_forward(*args, **kwargs)
         now.cache.feeds[call], _ = trace(module, {}, result)
         return result
-
-
-def _placeholder(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Some tensor of a shape, without memory of its own: one number of ``value`` everywhere."""
-    return value[(0,) * value.dim()].expand(shape) if value.numel() else value.new_zeros(shape)
