@@ -110,7 +110,7 @@ def test_nothing_is_held_after_a_pipeline_call(kind):
     for _, hook in pipe.diffcache.hooks.values():
         assert hook.segment is None
         known = {pointer for model, _ in pipe.diffcache.hooks.values() for pointer in storages(model)}
-        held = set(reachable_tensors([hook.segment, hook.closed, pipe.diffcache.trajectories], [])) - known
+        held = set(reachable_tensors([hook.segment, hook.progress.closed, pipe.diffcache.trajectories], [])) - known
         assert not held
 
 

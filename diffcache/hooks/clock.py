@@ -24,6 +24,9 @@ class Clock:
 
     Args:
         pipe: the pipeline whose ``scheduler`` is followed; None for a bare denoiser.
+        turn: of several clocks of one pipeline, the one whose turn it is; it hears what any of them has tapped.
+        guest: of a named session, whose sampler need not be the pipeline's: that one is looked at only while no
+            trajectory is open.
 
     Attributes:
         trajectory: number of trajectories begun; a change means that nothing earlier may be used.
@@ -31,8 +34,11 @@ class Clock:
         step: 0-based index of the current step.
     """
 
-    def __init__(self, pipe: Any = None) -> None:
+    def __init__(self, pipe: Any = None, turn: Callable[[], Clock] | None = None, guest: bool = False) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
+        self._guest = guest
+        self.turn = turn if turn is not None else lambda: self
+        self._watched: Any = None
         self._taps: list[_Tap] = []
         self._copies: list[weakref.ref[_Tap]] = []
         self._listeners: list[Callable[[], None]] = []
@@ -52,16 +58,22 @@ class Clock:
     def watch(self, scheduler: Any) -> None:
         """Tap ``set_timesteps`` and ``step`` of this scheduler instance (a copy made later carries its own taps)."""
         self.unwatch()
+        self._watched = scheduler
         if scheduler is not None and all(hasattr(scheduler, name) for name in _TAPPED):
-            self._taps = [_Tap(scheduler, name, self) for name in _TAPPED]
-            for tap in self._taps:
-                tap.install()
+            taps = [_Tap(scheduler, name, self) for name in _TAPPED]
+            self._taps = [tap for tap in taps if tap.install()]
 
     def unwatch(self) -> None:
         """Remove the taps; the scheduler is as it was."""
         for tap in self._taps:
             tap.remove()
-        self._taps = []
+        self._taps, self._watched = [], None
+
+    def untap(self, scheduler: Any) -> None:
+        """Remove from a copy of a scheduler the taps that it carries along."""
+        for tap in [value for value in getattr(scheduler, "__dict__", {}).values() if isinstance(value, _Tap)]:
+            if tap.clock.turn == self.turn:
+                tap.remove()
 
     def close(self) -> None:
         """Detach for good."""
@@ -76,6 +88,11 @@ class Clock:
         self._starters.clear()
 
     # -- a trajectory ----------------------------------------------------------------------------------------------
+
+    @property
+    def open(self) -> bool:
+        """Whether a trajectory is under way."""
+        return self._open
 
     def begin(self, total: int | None, scheduler: Any = None) -> None:
         """A new trajectory of ``total`` steps; ``scheduler`` gives the noise levels and drives the steps."""
@@ -156,7 +173,7 @@ class Clock:
         """The user may have put another scheduler into the pipeline since we attached."""
         pipe = self._pipe() if self._pipe is not None else None
         current = getattr(pipe, "scheduler", None)
-        if current is None or (self._taps and current is self._taps[0].scheduler):
+        if current is None or current is self._watched or (self._guest and self._open):
             return
         self.watch(current)
         if getattr(current, "timesteps", None) is not None:
@@ -232,14 +249,18 @@ class _Tap:
         self.method = getattr(scheduler, name)
         functools.update_wrapper(self, self.method)  # `inspect.signature` still shows the real one
 
-    def install(self) -> None:
+    def install(self) -> bool:
+        """Put it on; False where one stands that another clock, which takes turns with ours, will remove."""
         present = self.scheduler.__dict__.get(self.name)
-        ours = isinstance(present, _Tap) and present.clock is self.clock
+        ours = isinstance(present, _Tap) and present.clock.turn == self.clock.turn
+        if ours and present.clock is not self.clock:
+            return False
         if ours:  # a copy of a tapped scheduler, now in the pipeline itself: do not tap a tap
             present.remove()
             self.method = present.method
         self._had = None if ours else present
         self.scheduler.__dict__[self.name] = self
+        return True
 
     def remove(self) -> None:
         if self.scheduler.__dict__.get(self.name) is not self:
@@ -250,10 +271,11 @@ class _Tap:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.method(*args, **kwargs)
+        clock = self.clock.turn()
         if self.name == "set_timesteps":
-            self.clock.begin(len(self.scheduler.timesteps), self.scheduler)
+            clock.begin(len(self.scheduler.timesteps), self.scheduler)
         else:
-            self.clock.advance(self.scheduler)
+            clock.advance(self.scheduler)
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

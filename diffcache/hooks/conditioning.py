@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,19 @@ from torch import Tensor
 
 
 class BranchLabel(StateManager):
-    """Hears the name that a pipeline gives a call with ``model.cache_context(name)``; ``name`` is None outside."""
+    """Hears the name that a pipeline gives a call with ``model.cache_context(name)``; None outside.
 
-    def __init__(self) -> None:
+    Args:
+        hear: called with the name, in the thread or task that gives it.
+    """
+
+    def __init__(self, hear: Callable[[str | None], None]) -> None:
         super().__init__(BaseState)
-        self.name: str | None = None
+        self._hear = hear
 
     def set_context(self, context: Any) -> None:
         # A string in older diffusers, an object with a name in newer ones.
-        self.name = getattr(context, "name", context)
+        self._hear(getattr(context, "name", context))
 
 
 class Conditioning:

@@ -23,6 +23,7 @@ from .modules import find_units
 from .rate import RateSite
 from .recipe import Recipe
 from .segment import Segment, Verdict
+from .sessions import Progress, Sessions
 from .sites import BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .tree import ModuleTree
@@ -40,23 +41,26 @@ class DenoiserHook(ModelHook):
         model: the denoiser.
         anatomy: its anatomy.
         recipe: the method.
-        clock: shared by all experts of a pipeline.
+        sessions: whose turn it is; shared by all experts of a pipeline.
         boundary: timesteps from which (and below which) this expert runs, where the pipeline says so.
     """
 
     _is_stateful = True  # so that a pipeline's cache_context reaches our label
 
     def __init__(
-        self, expert: str, model: nn.Module, anatomy: Anatomy, recipe: Recipe, clock: Clock, boundary: float | None
+        self,
+        expert: str,
+        model: nn.Module,
+        anatomy: Anatomy,
+        recipe: Recipe,
+        sessions: Sessions,
+        boundary: float | None,
     ) -> None:
         super().__init__()
-        self.expert, self.anatomy, self.recipe, self.clock, self.boundary = expert, anatomy, recipe, clock, boundary
-        self.model = model
-        self.label = BranchLabel()
+        self.expert, self.anatomy, self.recipe, self.boundary = expert, anatomy, recipe, boundary
+        self.model, self.sessions = model, sessions
+        self.label = BranchLabel(self._hear_label)
         self.weights, self.tree = WeightsWatch(model), ModuleTree(model)
-        self.segment: Segment | None = None
-        self.closed: list[Segment] = []
-        self._trajectory = -1
         saves = getattr(recipe.config, "exact", True)
         moving = (anatomy.sample, anatomy.timestep)
         self.exact = ExactSavings(model, moving, anatomy.conditioning) if saves else None
@@ -64,9 +68,33 @@ class DenoiserHook(ModelHook):
         #: around what is compiled and has hooks of the site inside
         self.places: list[Around] = []
 
+    # -- whose turn it is ------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """That of the session under way."""
+        return self.sessions.now.clock
+
+    @property
+    def progress(self) -> Progress:
+        """This denoiser's in the session under way."""
+        return self.sessions.now.progress(self)
+
+    @property
+    def segment(self) -> Segment | None:
+        """The segment under way."""
+        return self.progress.segment
+
+    def _hear_label(self, name: str | None) -> None:
+        self.progress.label = name
+
     # -- hook interface --------------------------------------------------------------------------------------------
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with self.sessions.lock:  # threads take turns: what a pass has on the model is one pass's
+            return self._forward(args, kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))  # deciding counts as well
         branch, step, verdict = self._enter(inputs)
@@ -131,7 +159,7 @@ class DenoiserHook(ModelHook):
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(timestep)
         conditioning = Conditioning(self.anatomy.identity(inputs))
-        branch = segment.branch(self.label.name, conditioning, step)
+        branch = segment.branch(self.progress.label, conditioning, step)
         if branch.last_step >= step:
             if not self.clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
@@ -151,13 +179,14 @@ class DenoiserHook(ModelHook):
         return found
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:
-        now = self.clock.locate(timestep)
-        if self._trajectory != self.clock.trajectory:
-            self._trajectory, self.closed, self.segment = self.clock.trajectory, [], None
-        if self.segment is None:
-            self.clock.enter(self)
-            self.segment = Segment(self.recipe, self.site, self.clock, now, self._segment_length(now))
-        return self.segment, now - self.segment.start
+        clock, progress = self.clock, self.progress
+        now = clock.locate(timestep)
+        if progress.trajectory != clock.trajectory:
+            progress.trajectory, progress.closed, progress.segment = clock.trajectory, [], None
+        if progress.segment is None:
+            clock.enter(self)
+            progress.segment = Segment(self.recipe, self.site, clock, now, self._segment_length(now))
+        return progress.segment, now - progress.segment.start
 
     def _segment_length(self, start: int) -> int | None:
         """Steps until the trajectory ends, or until the other expert takes over."""
@@ -197,10 +226,11 @@ class DenoiserHook(ModelHook):
 
     def leave(self) -> None:
         """The trajectory ended, or another expert runs: free the memory, keep the numbers."""
-        if self.segment is not None:
-            self.segment.close()
-            self.closed.append(self.segment)
-            self.segment = None
+        progress = self.progress
+        if progress.segment is not None:
+            progress.segment.close()
+            progress.closed.append(progress.segment)
+            progress.segment = None
 
     def abort(self) -> None:
         """An exception passed through: nothing of this trajectory may be used again."""
@@ -210,15 +240,16 @@ class DenoiserHook(ModelHook):
     @property
     def in_trajectory(self) -> bool:
         """Whether this expert has run in the clock's current trajectory."""
-        return self._trajectory == self.clock.trajectory
+        return self.progress.trajectory == self.clock.trajectory
 
     def stats(self) -> list[SegmentStats]:
-        segments = [*self.closed, *([self.segment] if self.segment is not None else [])]
+        progress = self.progress
+        segments = [*progress.closed, *([progress.segment] if progress.segment is not None else [])]
         return [s for segment in segments for s in segment.stats(self.expert)]
 
     def idle_reasons(self) -> list[str]:
         """Why each closed segment predicted nothing; empty if one of them did predict."""
-        reasons = [segment.idle_reason for segment in self.closed if segment.branches]
+        reasons = [segment.idle_reason for segment in self.progress.closed if segment.branches]
         return [] if None in reasons else [r for r in reasons if r]
 
     def look_again(self) -> None:
@@ -229,8 +260,10 @@ class DenoiserHook(ModelHook):
         self.site.uninstall(self.model)
         self.site = make_site(self.model, self.anatomy, self.recipe)
         self.site.install(self.model)
-        if self.segment is not None:
-            self.segment.site = self.site
+        for session in self.sessions:
+            segment = session.progress(self).segment
+            if segment is not None:
+                segment.site = self.site
 
     def install(self, model: nn.Module) -> None:
         attach(model, self)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,10 +20,10 @@ from .compiled import unwrapped
 from .copying import COPIER, copy_plain
 from .denoiser import DenoiserHook
 from .recipe import Recipe
+from .sessions import Sessions
 from .stats import Stats
 
 ATTRIBUTE = "diffcache"
-_KEPT = 4096
 
 
 class Handle:
@@ -43,17 +45,16 @@ class Handle:
     ) -> None:
         self.owner = owner
         self.recipe, self.boundary = recipe, boundary
+        self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {}
         # A pipeline's user may swap its scheduler later; a bare model has none.
-        self.clock = Clock(None if isinstance(owner, nn.Module) else owner)
-        self.hooks: dict[str, tuple[nn.Module, DenoiserHook]] = {
-            name: (model, DenoiserHook(name, model, anatomy, recipe.of(name), self.clock, boundary))
-            for name, (model, anatomy) in denoisers.items()
-        }
+        self.sessions = Sessions(None if isinstance(owner, nn.Module) else owner, self._begin, self._finish)
+        for name, (model, anatomy) in denoisers.items():
+            self.hooks[name] = model, DenoiserHook(name, model, anatomy, recipe.of(name), self.sessions, boundary)
         #: what ``torch.compile(model)`` returned for a bare denoiser, if that is what its user calls
         self.wrapper: nn.Module | None = None
         #: class name of the sampler of the last trajectory
         self.sampler: str | None = None
-        self.reset()
+        self._warned = False
 
     # -- public ----------------------------------------------------------------------------------------------------
 
@@ -62,26 +63,68 @@ class Handle:
         """The method's typed configuration."""
         return self.recipe.config
 
+    @property
+    def clock(self) -> Clock:
+        """That of the session under way."""
+        return self.sessions.now.clock
+
+    @property
+    def trajectories(self) -> deque[Stats]:
+        """Numbers of the trajectories that ended in the session under way."""
+        return self.sessions.now.trajectories
+
+    @contextmanager
+    def session(self, key: Hashable) -> Iterator[Handle]:
+        """A generation of its own within the block: for requests that take turns on one pipeline or denoiser.
+
+        Enter it for each step or for many, from one thread, several, or asyncio tasks; what belongs to one key is never
+        seen by another. Each generation needs a sampler of its own (``copy.deepcopy(pipe.scheduler)``), whose
+        ``set_timesteps`` is called inside, or :func:`diffcache.denoising` there. ``stats()`` inside is the key's. What
+        is cached is freed when the trajectory ends, or by :meth:`close`.
+
+        >>> for key, request in requests:  # doctest: +SKIP
+        ...     with pipe.diffcache.session(key):
+        ...         request.step(pipe.transformer)
+        """
+        with self.sessions.enter(self.sessions.of(key)):
+            yield self
+
+    def close(self, key: Hashable) -> None:
+        """Give up a session: end its trajectory, free its memory. No effect on a key that is not known."""
+        session = self.sessions.drop(key)
+        if session is not None:
+            with self.sessions.enter(session):
+                session.clock.end()
+                session.clock.unwatch()
+
     def stats(self) -> Stats:
         """The current trajectory, or the last one."""
         segments = [s for _, hook in self._active() for s in hook.stats()]
         if not segments and self.trajectories:
             return self.trajectories[-1]
         steps = self.clock.total or max((len(s.decisions) for s in segments), default=0)
-        return Stats(self.recipe.name, steps, segments, len(self.trajectories) + bool(segments), self._reason)
+        count = len(self.trajectories) + bool(segments)
+        return Stats(self.recipe.name, steps, segments, count, self.sessions.now.reason)
 
     def reset(self) -> None:
-        """End the current trajectory, free its memory, forget all numbers."""
-        self.clock.end()
-        for _, hook in self.hooks.values():
-            hook.closed = []
-        self.trajectories: deque[Stats] = deque(maxlen=_KEPT)
-        self._reason: str | None = None
+        """End the current trajectory of every session, free their memory, forget all numbers."""
+        for session in self.sessions:
+            with self.sessions.enter(session):
+                session.clock.end()
+                session.trajectories.clear()
+                session.reason = None
+                for _, hook in self.hooks.values():
+                    hook.progress.closed = []
+        self.sessions.drop_all()
         self._warned = False
 
     def restore(self) -> None:
         """Take everything off; the owner is as it was before."""
-        self.clock.close()
+        for session in self.sessions:
+            with self.sessions.enter(session):
+                session.clock.close()
+                for _, hook in self.hooks.values():
+                    hook.leave()
         for model, hook in self.hooks.values():
             unsettle(model)
             hook.uninstall(model)
@@ -102,10 +145,8 @@ class Handle:
         try:
             for model, hook in self.hooks.values():
                 hook.install(model)
-                self.clock.listen(hook.leave)
                 model.__dict__[ATTRIBUTE] = self
                 model.__dict__[COPIER] = partial(self._copy_model, model)
-            self.clock.listen(self._finish, self._begin)
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
         except BaseException:
@@ -124,8 +165,7 @@ class Handle:
             return self  # a handle belongs to its owner
         handle = self._again(owner, {model: copy.deepcopy(model, memo) for model, _ in self.hooks.values()})
         scheduler = copy.deepcopy(getattr(self.owner, "scheduler", None), memo)
-        for tap in [value for value in vars(scheduler or self).values() if getattr(value, "clock", None) is self.clock]:
-            tap.remove()  # the copy of a scheduler is heard by the same clock: right for a pipeline that copies its own
+        self.clock.untap(scheduler)  # heard by the same clock: right for a pipeline that copies its own scheduler only
         handle.clock.watch(scheduler)
         return handle
 
@@ -140,23 +180,23 @@ class Handle:
         return [pair for pair in self.hooks.values() if pair[1].in_trajectory]
 
     def _finish(self) -> None:
+        for _, hook in self.hooks.values():
+            hook.leave()
         active = self._active()
         segments = [s for _, hook in active for s in hook.stats()]
         if not segments:
             return
         reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
         idle = all(s.predicted + s.partial == 0 for s in segments)
-        self._reason = reasons[0] if idle and reasons and self._may_skip else None
+        reason = self.sessions.now.reason = reasons[0] if idle and reasons and self._may_skip else None
         steps = sum(len(s.decisions) for s in segments if s.branch == segments[0].branch)
         count = self.trajectories[-1].trajectories + 1 if self.trajectories else 1
-        self.trajectories.append(Stats(self.recipe.name, steps, segments, count, self._reason))
+        self.trajectories.append(Stats(self.recipe.name, steps, segments, count, reason))
         for _, hook in active:
-            hook.closed = []
-        if self._reason and not self._warned:
+            hook.progress.closed = []
+        if reason and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"{self.recipe.name}: nothing was skipped: {self._reason}", NothingSkippedWarning, stacklevel=2
-            )
+            warnings.warn(f"{self.recipe.name}: nothing was skipped: {reason}", NothingSkippedWarning, stacklevel=2)
 
     def _begin(self) -> None:
         self._check_denoisers()
