@@ -73,7 +73,7 @@ class BodySite:
             return run()
 
     def _explore(self, run: Run) -> tuple[Any, list[Tensor] | None]:
-        again = _repeatable(run)
+        again = repeatable(run)
         explorer = self._explorer()
         with self._during(explorer), explorer.watching():
             result = run()
@@ -179,7 +179,7 @@ class _ExitHook(ModelHook):
         return args, {**kwargs, name: self.site.at_exit(self.index, kwargs[name])}
 
 
-def _repeatable(run: Run) -> Run:
+def repeatable(run: Run) -> Run:
     """``run`` with copies of its containers: some models take things out of the lists that they are given."""
     if not isinstance(run, partial):
         return run
@@ -195,12 +195,15 @@ _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2.0**-6}
 _ROUNDING_OF_HALF = 2.0**-4
 
 
+def close_to(dtype: torch.dtype) -> float:
+    """Largest relative difference of two ways to compute the same that rounding explains."""
+    return _ROUNDING.get(dtype, _ROUNDING_OF_HALF)
+
+
 def _compare(wanted: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Whether all of ``wanted`` is finite, and whether ``found`` is the same but for rounding."""
     finite = torch.stack([w.isfinite().all() for w in wanted]).all()
     if [w.shape for w in wanted] != [f.shape for f in found]:
         return finite, torch.zeros_like(finite)
-    pairs = [
-        (w.double(), f.double(), _ROUNDING.get(w.dtype, _ROUNDING_OF_HALF)) for w, f in zip(wanted, found, strict=True)
-    ]
+    pairs = [(w.double(), f.double(), close_to(w.dtype)) for w, f in zip(wanted, found, strict=True)]
     return finite, torch.stack([(w - f).norm() <= limit * w.norm() for w, f, limit in pairs]).all()

@@ -26,6 +26,7 @@ from .segment import Segment, Verdict
 from .sessions import Progress, Sessions
 from .sites import BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
+from .tokens import TokenSite
 from .tree import ModuleTree
 from .units import UnitSite
 from .weights import WeightsWatch
@@ -146,7 +147,7 @@ class DenoiserHook(ModelHook):
         share = self.site.share(self.segment.kinds)
         if share:
             branch.block_shares.append(share)
-        branch.mark(step, PARTIAL if self.segment.kinds else PREDICTED)
+        branch.mark(step, PARTIAL if self.site.partial(self.segment.kinds) else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -295,4 +296,6 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":
         return BodyOutput(model, recipe)
+    if recipe.site == "token":
+        return TokenSite(model, find_units(model, "module", recipe.kinds), recipe)
     return UnitSite(find_units(model, recipe.site, recipe.kinds), recipe)

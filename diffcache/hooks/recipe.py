@@ -13,6 +13,7 @@ from ..predictors import Fit, Horizon, Moments, Predictor
 from ..predictors.base import Slope
 from ..schedules import Schedule
 from ..schedules.calibration import Calibration
+from ..schedules.selectors import Selector
 
 #: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]; of a hosted predictor with
 #: totals and arrays in place of moments and tensors
@@ -40,6 +41,9 @@ class Recipe:
         signal: what the schedule hears (see :mod:`diffcache.schedules.change`), or None.
         first, last: of site ``body``, blocks before and behind it that always run.
         kinds: of sites ``block`` and ``module``, which kinds of unit are cached (see :mod:`.modules`).
+        selector: of site ``token``, which tokens a partial step recomputes.
+        keep: of site ``token``: (steps since the last full one, depth of the block in [0, 1], kind of module) ->
+            share of the tokens that is recomputed.
         calibration: what the method's numbers were measured on, or None; another model or sampler is refused.
         calibrated: with a calibration, makes the schedule of the denoiser of that name; has precedence.
     """
@@ -57,6 +61,8 @@ class Recipe:
     signal: str | None = None
     first: int = 0
     last: int = 0
+    selector: Selector | None = None
+    keep: Callable[[int, float, str], float] | None = None
     calibration: Calibration | None = None
     calibrated: Callable[[str], Schedule] | None = None
 

@@ -57,6 +57,10 @@ class Site(ABC):
         """Share of the blocks (or units) that run at a step that is not computed in full."""
         return 0.0
 
+    def partial(self, kinds: frozenset[str]) -> bool:
+        """Whether the step that was just predicted computed some of what is cached."""
+        return bool(kinds)
+
     def learns(self, form: Any) -> bool:
         """Whether the coming call has to run as it is written, because the site must see it hook by hook.
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..kernels import combine
 from ..predictors import Horizon
 from .attach import HOOK_NAME, attach, detach
-from .cache import Cache, Coming, Moment, Outlook
+from .cache import Cache, Moment
+from .finite import FiniteOutlook
 from .modules import Unit
-from .outputs import flatten
 from .ports import FeederPort, Port, placeholder, traced
 from .recipe import Recipe
 from .sites import Run, Site
@@ -208,7 +208,7 @@ class UnitSite(Site):
         elif self._form is not None and self._form not in self._seen and cache.spoilt is None:
             self._seen[self._form] = cache.passages()
         if moment.ahead or self.recipe.predictor.depth > 1:  # older values count in later predictions, too
-            cache.pending = _UnitOutlook(cache, result, len(moment.ahead))
+            cache.pending = FiniteOutlook(cache, result, len(moment.ahead))
         return result
 
     def before(self, unit: Unit, streams: dict[str, Tensor]) -> None:
@@ -248,7 +248,7 @@ class UnitSite(Site):
     def predict(self, run: Run, cache: UnitCache, moment: Moment, kinds: frozenset[str]) -> Any:
         result = self._run(run, _Pass(cache, moment, kinds))
         if kinds:
-            cache.pending = _UnitOutlook(cache, result, 0)
+            cache.pending = FiniteOutlook(cache, result, 0)
         return result
 
     def _run(self, run: Run, now: _Pass) -> Any:
@@ -316,24 +316,6 @@ class UnitSite(Site):
             for feeder in unit.feeders:
                 detach(feeder, _FEEDER_NAME)
         self._hooks, self._feeder_hooks = [], []
-
-
-class _UnitOutlook(Outlook):
-    """Whether the denoiser's result is finite. If not, some unit's value is not: what is stored is dropped.
-
-    ``count`` predictions may follow at once; all of them get the alarm.
-    """
-
-    def __init__(self, cache: UnitCache, result: Any, count: int) -> None:
-        tensors, _ = flatten(result)
-        self.numbers = torch.stack([~t.isfinite().all() for t in tensors]).any().float().reshape(1)
-        self._cache, self._count = cache, count
-
-    def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        bad = bool(numbers[0])
-        if bad:
-            self._cache.forget()
-        return [(self._cache, Coming([0.0] * self._count, [bad] * self._count))]
 
 
 class _UnitHook(ModelHook):

@@ -19,6 +19,7 @@ from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfi
 from .exact import ExactConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
+from .token import DuCaConfig, ToCaConfig
 from .worldcache import WorldCacheConfig
 
 _BUILT_IN: dict[str, type[MethodConfig]] = {
@@ -32,6 +33,8 @@ _BUILT_IN: dict[str, type[MethodConfig]] = {
         TaylorSeerConfig,
         HiCacheConfig,
         PABConfig,
+        ToCaConfig,
+        DuCaConfig,
         FBCacheConfig,
         TeaCacheConfig,
         MagCacheConfig,

@@ -1,0 +1,104 @@
+"""Which tokens a pass computes, and where they stand in the tensors that flow through a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens are in a tensor.
+
+    Attributes:
+        axis: the axis along which they stand.
+        offset: of the first token; text may come before them.
+        length: of the axis; text may come after them.
+    """
+
+    axis: int
+    offset: int
+    length: int
+
+
+class Selection:
+    """The tokens of one pass: for any ``count`` the first of one ranking, in ascending order.
+
+    Args:
+        ranking: shape ``[tokens]``, all tokens, the most urgent first.
+    """
+
+    def __init__(self, ranking: Tensor) -> None:
+        self.ranking, self.tokens = ranking, len(ranking)
+        self._rows: dict[tuple[int, int, int], Tensor] = {}
+
+    def rows(self, count: int, offset: int = 0, length: int | None = None) -> Tensor:
+        """Positions that are computed in a sequence of ``length`` with the tokens from ``offset`` on.
+
+        What is no token (text) is computed always.
+
+        Returns:
+            ``[length - tokens + count]``, ascending.
+        """
+        length = self.tokens if length is None else length
+        key = count, offset, length
+        if key not in self._rows:
+            chosen = self.ranking[:count].sort().values + offset
+            before, behind = self._range(0, offset), self._range(offset + self.tokens, length)
+            self._rows[key] = torch.cat([before, chosen, behind]) if length > self.tokens else chosen
+        return self._rows[key]
+
+    def take(self, tensor: Tensor, place: Place, count: int) -> Tensor:
+        """The rows of a tensor that are computed; of one that holds just these, itself.
+
+        Raises:
+            Unfit: it is of another length.
+        """
+        if tensor.shape[place.axis] == place.length:
+            return tensor.index_select(place.axis, self.rows(count, place.offset, place.length))
+        if tensor.shape[place.axis] == place.length - self.tokens + count:
+            return tensor
+        raise Unfit(f"a tensor has {tensor.shape[place.axis]} rows, {place.length} were expected")
+
+    def put(self, target: Tensor, place: Place, rows: Tensor, count: int) -> None:
+        """Write computed rows to where they stand in ``target``, in place."""
+        target.index_copy_(place.axis, self.rows(count, place.offset, place.length), rows.to(target.dtype))
+
+    def _range(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, device=self.ranking.device)
+
+
+class Unfit(Exception):
+    """A unit cannot be run on some of its rows."""
+
+
+def marked(tensor: Tensor, tokens: int) -> Place | None:
+    """Where the first and the last token are in a tensor in which these two, and nothing else, are NaN.
+
+    Reads the device; asked while a model is learned.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dim() < 2:
+        return None
+    lines = tensor.isnan()
+    if not bool(lines.any()):
+        return None
+    for axis in range(tensor.dim()):
+        others = [i for i in range(tensor.dim()) if i != axis]
+        found = lines.amax(others).nonzero().flatten().tolist()
+        if len(found) == 2 and found[1] - found[0] == tokens - 1:
+            return Place(axis, found[0], tensor.shape[axis])
+    raise Unfit("a value of one token depends on other tokens")
+
+
+def sized(tensor: Tensor, known: list[Place]) -> Place | None:
+    """Where the tokens are in a tensor that goes along with them (rotary tables, times), told by its sizes.
+
+    Never along the last axis: there are features, or the keys of a mask.
+    """
+    for place in known:
+        axes = [axis for axis, size in enumerate(tensor.shape[:-1]) if size == place.length]
+        if axes:
+            return Place(axes[0], place.offset, place.length)
+    return None

@@ -1,0 +1,346 @@
+"""The ways in which a denoiser runs under site ``token``: in full, learning where its tokens are, and for some of them.
+
+A unit is an attention or feed-forward module. For a partial call the rows of its arguments that belong to the chosen
+tokens are gathered, the module runs on these, and its results are written to their places among the last results of the
+others: what the block then gates and adds is complete, under the gate of now. In an attention the chosen queries meet
+the keys and values of all tokens: those of the others are the ones that were computed last (variant ii of cached-KV
+attention, after norm and rotary positions, so that nothing is computed again for them).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attending import Attending, Attention
+from .outputs import Template, flatten
+from .selection import Place, Selection, Unfit, marked, sized
+from .streams import named_tensors
+
+Forward = Callable[..., Any]
+#: name of a unit or feeder, and how often it had been called before in the pass
+Call = tuple[str, int]
+
+
+@dataclass
+class Lesson:
+    """What was learned of one call of a unit.
+
+    Attributes:
+        inputs: of each tensor among the arguments, where the tokens are in it; None where it has none.
+        keys: of each attention inside, where they are among its keys; None where the keys are others (text).
+        whole: why it cannot run on some rows, or None.
+    """
+
+    inputs: list[Place | None] = field(default_factory=list)
+    keys: list[Place | None] = field(default_factory=list)
+    whole: str | None = None
+
+
+@dataclass
+class Memory:
+    """What is held of one call of a unit.
+
+    Attributes:
+        results: its results, complete: each token's as it was computed last.
+        template: how they are returned.
+        attended: keys, values and mask of each attention inside that has the tokens among its keys.
+        shapes_only: whether the results stand for their shapes alone, because only the unit reads them.
+    """
+
+    results: list[Tensor]
+    template: Template | None
+    attended: dict[int, tuple[Tensor, Tensor, Tensor | None]]
+    shapes_only: bool = False
+    versions: list[int] = field(default_factory=list)
+
+    def held(self) -> Iterator[Tensor]:
+        """Every tensor with a memory of its own."""
+        yield from () if self.shapes_only else self.results
+        for key, value, _ in self.attended.values():
+            yield from (key, value)
+
+    def seal(self) -> None:
+        """Whoever writes to the results from here on is noticed."""
+        self.versions = [t._version for t in self.results]
+
+    @property
+    def intact(self) -> bool:
+        return [t._version for t in self.results] == self.versions
+
+    def give(self) -> Any:
+        """The module's return value."""
+        return self.template.rebuild(self.results)
+
+
+class TokenPass(ABC):
+    """A forward pass under way.
+
+    Args:
+        memories: what the branch holds, by call.
+        lessons: what was learned of the model, by call.
+    """
+
+    def __init__(self, memories: dict[Call, Memory], lessons: dict[Call, Lesson]) -> None:
+        self.memories, self.lessons = memories, lessons
+        self._calls: Counter[str] = Counter()
+
+    def run(self, name: str, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """A unit's call, or (``feeds``) that of a module whose result only the unit uses."""
+        call = name, self._calls[name]
+        self._calls[name] += 1
+        return self.unit(call, layer, kind, feeds, forward, args, kwargs)
+
+    @abstractmethod
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """One call."""
+
+    def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """The first block of a list is about to run: its arguments."""
+        return args, kwargs
+
+    # -- parts of several passes -----------------------------------------------------------------------------------
+
+    def _in_full(self, call: Call, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """All rows; everything that is held of the call is new."""
+        attended: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        lesson = self.lessons.get(call)
+
+        def keep(number: int, attention: Attention) -> Tensor:
+            if lesson is None or (lesson.whole is None and lesson.keys[number] is not None):
+                attended[number] = _own(attention.key), _own(attention.value), attention.mask
+            return attention.run()
+
+        with Attending(keep):
+            result = forward(*args, **kwargs)
+        tensors, template = flatten(result)
+        held = Memory([_shape_of(t) if feeds else _own(t) for t in tensors], template, attended, feeds)
+        held.seal()
+        self.memories[call] = held
+        return result
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor itself if it has its memory for itself and counts its versions, else a copy."""
+    tensor = tensor.detach()
+    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return tensor.clone() if part or tensor.is_inference() else tensor
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """A tensor of that shape with the memory of one number."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
+class FullPass(TokenPass):
+    """Everything is computed and held.
+
+    Attributes:
+        entries: hidden stream of the first block of each list, by the list's name, in order.
+    """
+
+    def __init__(
+        self, memories: dict[Call, Memory], lessons: dict[Call, Lesson], lists: Mapping[nn.Module, str]
+    ) -> None:
+        super().__init__(memories, lessons)
+        self.entries: dict[str, Tensor] = {}
+        self._lists = lists
+
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        return self._in_full(call, feeds, forward, args, kwargs)
+
+    def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        self.entries.setdefault(self._lists[block], next(iter(named_tensors(block, args, kwargs).values())))
+        return args, kwargs
+
+
+class LearningPass(TokenPass):
+    """Two tokens are made NaN where they enter, and no unit mixes tokens: the NaNs show where tokens are.
+
+    Args:
+        start: the block at which the tokens enter.
+        tokens: how many there are.
+    """
+
+    def __init__(
+        self, memories: dict[Call, Memory], lessons: dict[Call, Lesson], start: nn.Module, tokens: int
+    ) -> None:
+        super().__init__(memories, lessons)
+        self._start, self._tokens, self._begun = start, tokens, False
+
+    def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        if block is not self._start or self._begun:
+            return args, kwargs
+        self._begun = True
+        stream = next(iter(named_tensors(block, args, kwargs).values()))
+        marks = stream.clone()
+        marks[:, 0] = marks[:, -1] = float("nan")
+        return tuple(marks if a is stream else a for a in args), {
+            n: marks if a is stream else a for n, a in kwargs.items()
+        }
+
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        lesson = self.lessons[call] = Lesson()
+        held = self.memories[call]
+        tensors, _ = flatten((args, kwargs))
+        try:
+            lesson.inputs = [marked(t, self._tokens) for t in tensors]
+            if not any(lesson.inputs):
+                lesson.whole = "no token reaches it"
+            elif held.attended or feeds:
+                return self._look_inside(lesson, held, feeds, forward, args, kwargs)
+        except Unfit as error:
+            lesson.whole = str(error)
+        self._complete(lesson, tensors)
+        return forward(*args, **kwargs) if feeds else held.give()
+
+    def _look_inside(self, lesson: Lesson, held: Memory, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        def attend(number: int, attention: Attention) -> Tensor:
+            lesson.keys.append(marked(attention.key, self._tokens))
+            return attention.query.new_zeros((*attention.query.shape[:-1], attention.value.shape[-1]))
+
+        with Attending(attend):
+            result = forward(*args, **kwargs)
+        self._complete(lesson, flatten((args, kwargs))[0])
+        return result if feeds else held.give()
+
+    def _complete(self, lesson: Lesson, tensors: list[Tensor]) -> None:
+        """Tensors that go along with the tokens."""
+        found = [place for place in (*lesson.keys, *lesson.inputs) if place is not None]
+        known = sorted({*found, Place(0, 0, self._tokens)}, key=lambda place: -place.length)
+        lesson.inputs = [
+            place if place is not None else sized(tensor, known)
+            for place, tensor in zip(lesson.inputs, tensors, strict=False)
+        ]
+
+
+class PartialPass(TokenPass):
+    """Every unit is computed for some tokens; how many is up to the unit.
+
+    Args:
+        select: called once with the hidden stream where it enters.
+        count: (layer, kind) -> how many tokens a unit computes.
+    """
+
+    def __init__(
+        self,
+        memories: dict[Call, Memory],
+        lessons: dict[Call, Lesson],
+        start: nn.Module,
+        select: Callable[[Tensor], Selection],
+        count: Callable[[int, str], int],
+    ) -> None:
+        super().__init__(memories, lessons)
+        self._start, self._select, self._count = start, select, count
+        self.selection: Selection | None = None
+        #: rows that were computed, and rows that a full pass computes
+        self.rows, self.all_rows = 0, 0
+
+    def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        if block is self._start and self.selection is None:
+            self.selection = self._select(next(iter(named_tensors(block, args, kwargs).values())))
+        return args, kwargs
+
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        lesson = self.lessons[call]
+        if self.selection is None or lesson.whole is not None:  # a list that runs before the tokens enter
+            self._note(1, 1)
+            return self._in_full(call, feeds, forward, args, kwargs)
+        tokens, count = self.selection.tokens, self._count(layer, kind)
+        self._note(min(count, tokens), tokens)
+        if count >= tokens:
+            return self._in_full(call, feeds, forward, args, kwargs)
+        held = self.memories[call]
+        if count == 0:
+            return held.give()  # of a feeder some tensor of its shape: nobody looks at it
+        result = self._on_rows(lesson, held, count, forward, args, kwargs)
+        return result if feeds else self._merge(lesson, held, flatten(result)[0], count)
+
+    def _note(self, rows: int, all_rows: int) -> None:
+        self.rows, self.all_rows = self.rows + rows, self.all_rows + all_rows
+
+    def _on_rows(self, lesson: Lesson, held: Memory, count: int, forward: Forward, args: Any, kwargs: Any) -> Any:
+        tensors, template = flatten((args, kwargs))
+        chosen = [
+            tensor if place is None else self.selection.take(tensor, place, count)
+            for place, tensor in zip(lesson.inputs, tensors, strict=True)
+        ]
+        args, kwargs = template.rebuild(chosen)
+
+        def attend(number: int, attention: Attention) -> Tensor:
+            place = lesson.keys[number]
+            return attention.run() if place is None else self._attend(held.attended[number], place, attention, count)
+
+        if not lesson.keys:
+            return forward(*args, **kwargs)
+        with Attending(attend):
+            return forward(*args, **kwargs)
+
+    def _attend(
+        self, attended: tuple[Tensor, Tensor, Tensor | None], place: Place, attention: Attention, count: int
+    ) -> Tensor:
+        """The chosen queries over the keys of all tokens, the chosen ones' renewed in their places."""
+        key, value, mask = attended
+        for held, rows in ((key, attention.key), (value, attention.value)):
+            self.selection.put(held, place, rows, count)
+        if mask is not None and mask.shape[-2] == place.length:  # another one for every query
+            mask = mask.index_select(-2, self.selection.rows(count, place.offset, place.length))
+        return attention.over(key, value, mask).run()
+
+    def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
+        for index, (old, new) in enumerate(zip(held.results, rows, strict=True)):
+            place = _result_place(lesson, old, new)
+            if place is None:
+                held.results[index] = _own(new)
+            else:
+                self.selection.put(old, place, new, count)
+        held.seal()
+        return held.give()
+
+
+def _result_place(lesson: Lesson, old: Tensor, new: Tensor) -> Place | None:
+    """Where the rows of a result belong; None where it is complete."""
+    axes = [axis for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)) if a != b]
+    if not axes:
+        return None
+    known = (place for place in (*lesson.inputs, *lesson.keys) if place is not None)
+    found = next((place for place in known if place.length == old.shape[axes[0]]), None)
+    if len(axes) > 1 or found is None:
+        raise Unfit(f"a result of shape {tuple(new.shape)} does not fit one of {tuple(old.shape)}")
+    return Place(axes[0], found.offset, found.length)
+
+
+class ProvingPass(PartialPass):
+    """A partial pass on the arguments of a full one: what it computes must be what is held.
+
+    Attributes:
+        errors: of each call, its relative error, on the device.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.errors: dict[Call, Tensor] = {}
+        self._call: Call | None = None
+
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._call = call
+        try:
+            return super().unit(call, layer, kind, feeds, forward, args, kwargs)
+        except (Unfit, RuntimeError, ValueError, IndexError) as error:
+            self.lessons[call].whole = str(error).splitlines()[0]
+            return self._in_full(call, feeds, forward, args, kwargs)
+
+    def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
+        errors = []
+        for old, new in zip(held.results, rows, strict=True):
+            place = _result_place(lesson, old, new)
+            wanted = old if place is None else self.selection.take(old, place, count)
+            errors.append((new.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
+        self.errors[self._call] = torch.stack(errors).amax()
+        return held.give()

@@ -1,0 +1,305 @@
+"""Site ``token``: partial steps. Some tokens are recomputed through every block, the others keep what they had.
+
+Nothing of a model's own code is rewritten: its blocks run as they are, and their attention and feed-forward modules are
+called with the rows of the chosen tokens (see :mod:`.token_passes`). Where the tokens are in each module's arguments is
+learned from one pass and proved by another, in the first step that is computed; a module that mixes tokens (a
+convolution, linear attention) is computed in full at partial steps, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..schedules.selectors import Evidence
+from .anatomy import find_block_lists
+from .attach import HOOK_NAME, attach, detach
+from .body import close_to, repeatable
+from .cache import Cache, Moment
+from .finite import FiniteOutlook
+from .modules import Unit
+from .outputs import tensors_in_order
+from .recipe import Recipe
+from .selection import Selection
+from .sites import Run, Site
+from .token_passes import Call, FullPass, LearningPass, Lesson, Memory, PartialPass, ProvingPass, TokenPass
+
+_UNIT_NAME = f"{HOOK_NAME}_token"
+_ENTRY_NAME = f"{HOOK_NAME}_entry"
+# Lists whose tokens are text.
+_TEXT_LIST = re.compile(r"refiner|context|text|caption|perceiver", re.IGNORECASE)
+
+
+class TokenCache(Cache):
+    """What a branch holds for partial steps.
+
+    Memory: over the units the sum of ``numel(results) * element_size``, and of ``numel(keys) + numel(values)`` of each
+    attention among the tokens; selector ``input`` adds the hidden stream, each selector 4 bytes a token.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.forget()
+
+    def forget(self) -> None:
+        self.memories: dict[Call, Memory] = {}
+        self.lessons: dict[Call, Lesson] | None = None
+        self.full = -1  # last step that was computed in full
+        self.age: Tensor | None = None
+        self.seen: Tensor | None = None  # the hidden stream of each token when it was computed last
+        self.pending = None
+
+    @property
+    def ready(self) -> bool:
+        return self.lessons is not None
+
+    def held(self) -> Iterator[Tensor]:
+        for memory in self.memories.values():
+            yield from memory.held()
+        yield from (t for t in (self.age, self.seen) if t is not None)
+
+    def renew(self, stream: Tensor, step: int) -> None:
+        """All tokens were computed at ``step``."""
+        self.full = step
+        self.age = torch.zeros(stream.shape[1], device=stream.device)
+        self.seen = stream.detach().clone() if self.recipe.selector.score == "input" else None
+
+    def select(self, stream: Tensor, least: int) -> Selection:
+        """Rank the tokens, and note which are computed by every unit that computes any: the first ``least``."""
+        self.age += 1.0
+        selection = Selection(self.recipe.selector.rank(Evidence(self.age, self._scores(stream))))
+        chosen = selection.rows(least)
+        self.age.index_fill_(0, chosen, 0.0)
+        if self.seen is not None:
+            self.seen.index_copy_(1, chosen, stream.index_select(1, chosen))
+        return selection
+
+    def _scores(self, stream: Tensor) -> Mapping[str, Callable[[], Tensor]]:
+        return {
+            "input": lambda: (stream.float() - self.seen.float()).square_().sum(-1).sqrt_().mean(0),
+            "value": self._small_values,
+            "random": lambda: torch.rand(stream.shape[1], device=stream.device),
+        }
+
+    def _small_values(self) -> Tensor:
+        """``sum_heads(1 - ||v||)``, shifted to be positive: small values are recomputed (DuCa)."""
+        *_, value = [value for m in self.memories.values() for _, value, _ in m.attended.values()]
+        size = value.float().norm(dim=-1).mean((0, 1))
+        return size.amax() - size
+
+
+class TokenSite(Site):
+    """Partial steps.
+
+    Args:
+        model: the denoiser.
+        units: its attention and feed-forward modules.
+        recipe: with a selector, and the share of tokens that each unit computes.
+    """
+
+    traced = False
+
+    def __init__(self, model: nn.Module, units: Sequence[Unit], recipe: Recipe) -> None:
+        self.units, self.recipe, self._model = units, recipe, model
+        self.now: TokenPass | None = None
+        self._lists = {block: name for name, blocks in find_block_lists(model).items() for block in blocks}
+        self._layers = {unit.name: index for index, unit in _layers(units)}
+        self._lessons: dict[Any, tuple[nn.Module, dict[Call, Lesson]]] = {}
+        self._share = 0.0
+
+    def cache(self) -> TokenCache:
+        return TokenCache(self.recipe)
+
+    # -- running the model -----------------------------------------------------------------------------------------
+
+    def compute(self, run: Run, cache: TokenCache, moment: Moment) -> Any:
+        form = _form(run)
+        known = self._lessons.get(form)
+        again = repeatable(run)
+        full = FullPass(cache.memories, known[1] if known is not None else {}, self._lists)
+        result = self._within(full, run)
+        with torch.no_grad():
+            if known is None:
+                known = self._learn(form, again, full, cache)
+            cache.renew(full.entries[self._lists[known[0]]], moment.step)
+        cache.lessons = known[1]
+        cache.pending = FiniteOutlook(cache, result, len(moment.ahead))
+        return result
+
+    def predict(self, run: Run, cache: TokenCache, moment: Moment, kinds: frozenset[str]) -> Any:
+        start, lessons = self._lessons[_form(run)]
+        count = partial(self._count, moment.step - cache.full, len(cache.age))
+        counts = [c for c in (count(self._layers[u.name], u.kind) for u in self.units) if c > 0]
+        select = partial(cache.select, least=min(counts, default=0))
+        now = PartialPass(cache.memories, lessons, start, select, count)
+        with torch.no_grad():
+            result = self._within(now, run)
+        self._share = now.rows / max(now.all_rows, 1)
+        if counts:
+            cache.pending = FiniteOutlook(cache, result, 0)
+        return result
+
+    def _within(self, now: TokenPass, run: Run) -> Any:
+        before, self.now = self.now, now
+        try:
+            return run()
+        finally:
+            self.now = before
+
+    def _count(self, offset: int, tokens: int, layer: int, kind: str) -> int:
+        """How many tokens a unit computes, so many steps after the last full one; a share above 0 is at least one."""
+        share = self.recipe.keep(offset, layer / max(self.layers - 1, 1), kind)
+        return min(max(round(share * tokens), 1), tokens) if share > 0.0 else 0
+
+    @property
+    def layers(self) -> int:
+        """Blocks that have units."""
+        return max(self._layers.values()) + 1
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def _learn(self, form: Any, run: Run, full: FullPass, cache: TokenCache) -> tuple[nn.Module, dict[Call, Lesson]]:
+        """Find out where the tokens are, and prove it on the step that was just computed.
+
+        Raises:
+            UnsupportedModelError: no unit can be run on some of its tokens.
+        """
+        start, stream = self._start(full)
+        tokens, lessons = stream.shape[1], {}
+        try:
+            self._within(LearningPass(cache.memories, lessons, start, tokens), run)
+            order, count = _trial(tokens, stream.device)
+            proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
+            self._within(proof, run)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise self._refusal(str(error).splitlines()[0]) from error
+        self._judge(lessons, proof.errors, stream.dtype)
+        if all(lesson.whole for lesson in lessons.values()):
+            raise self._refusal(next(lesson.whole for lesson in lessons.values()))
+        for call, lesson in lessons.items():
+            held = cache.memories[call].attended
+            for number in [n for n in held if lesson.whole or lesson.keys[n] is None]:
+                del held[number]
+        self._lessons[form] = start, lessons
+        return self._lessons[form]
+
+    def _start(self, full: FullPass) -> tuple[nn.Module, Tensor]:
+        """The block at which the tokens enter, and the hidden stream there."""
+        name, stream = next(
+            ((n, s) for n, s in full.entries.items() if not _TEXT_LIST.search(n)), next(iter(full.entries.items()))
+        )
+        if stream.dim() != 3 or stream.shape[1] < 2:
+            raise self._refusal(f"its hidden states of shape {tuple(stream.shape)} are no sequence of tokens")
+        return next(block for block, list_name in self._lists.items() if list_name == name), stream
+
+    def _judge(self, lessons: dict[Call, Lesson], errors: Mapping[Call, Tensor], dtype: torch.dtype) -> None:
+        """Units whose rows were not what the full pass gave are computed whole; those of one unit together."""
+        calls = [call for call in errors if lessons[call].whole is None]
+        if calls:
+            # one host read for a model's first computed step
+            found = torch.stack([errors[call] for call in calls]).tolist()
+            for call, error in zip(calls, found, strict=True):
+                if not error <= close_to(dtype):
+                    lessons[call].whole = "a token's result depends on which others are computed"
+        for unit in self.units:
+            names = {unit.name, *(_feeder_name(unit, i) for i in range(len(unit.feeders)))}
+            group = [lesson for (name, _), lesson in lessons.items() if name in names]
+            reason = next((lesson.whole for lesson in group if lesson.whole), None)
+            for lesson in group:
+                lesson.whole = reason
+
+    def _refusal(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"site token: {type(self._model).__name__} cannot be taken apart: {why}")
+
+    @property
+    def whole(self) -> dict[str, str]:
+        """Units that are computed in full at partial steps, and why; known once a step was computed."""
+        return {n: le.whole for _, lessons in self._lessons.values() for (n, _), le in lessons.items() if le.whole}
+
+    # -- the rest of a site ----------------------------------------------------------------------------------------
+
+    def hindrance(self, cache: TokenCache) -> str | None:
+        if not all(memory.intact for memory in cache.memories.values()):
+            cache.forget()
+            return "a stored result was written to by the model"
+        return super().hindrance(cache)
+
+    def share(self, kinds: frozenset[str]) -> float:
+        return self._share
+
+    def partial(self, kinds: frozenset[str]) -> bool:
+        return self._share > 0.0
+
+    def install(self, model: nn.Module) -> None:
+        for blocks in find_block_lists(model).values():
+            attach(blocks[0], _EntryHook(self), _ENTRY_NAME)
+        for unit in self.units:
+            layer = self._layers[unit.name]
+            attach(unit.module, _TokenHook(self, unit.name, layer, unit.kind, False), _UNIT_NAME)
+            for index, feeder in enumerate(unit.feeders):
+                attach(feeder, _TokenHook(self, _feeder_name(unit, index), layer, unit.kind, True), _UNIT_NAME)
+
+    def uninstall(self, model: nn.Module) -> None:
+        for blocks in find_block_lists(model).values():
+            detach(blocks[0], _ENTRY_NAME)
+        for unit in self.units:
+            for module in (unit.module, *unit.feeders):
+                detach(module, _UNIT_NAME)
+
+
+def _layers(units: Sequence[Unit]) -> Iterator[tuple[int, Unit]]:
+    """Each unit with the number of its block."""
+    blocks: dict[str, int] = {}
+    for unit in units:
+        name = re.match(r".*?\.\d+", unit.name).group()
+        yield blocks.setdefault(name, len(blocks)), unit
+
+
+def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
+    """About half of the tokens, in no order and no number that a module which knows rows or frames could live with."""
+    count = next(c for c in range(tokens // 2, 0, -1) if math.gcd(c, tokens) == 1)
+    order = sorted(range(tokens), key=lambda i: i * 0.6180339887 % 1.0)
+    return Selection(torch.tensor(order, device=device)), count
+
+
+def _feeder_name(unit: Unit, index: int) -> str:
+    return f"{unit.name} {index}"
+
+
+def _form(run: Run) -> Any:
+    """Equal for calls whose arguments have the same shapes."""
+    return tuple((t.shape, t.dtype) for t in tensors_in_order([*run.args, run.keywords]))
+
+
+class _TokenHook(ModelHook):
+    """On a unit, or on a module whose result only the unit uses."""
+
+    def __init__(self, site: TokenSite, name: str, layer: int, kind: str, feeds: bool) -> None:
+        super().__init__()
+        self.site, self.what = site, (name, layer, kind, feeds)
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        now = self.site.now
+        if now is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        return now.run(*self.what, self.fn_ref.original_forward, args, kwargs)
+
+
+class _EntryHook(ModelHook):
+    """On the first block of a list."""
+
+    def __init__(self, site: TokenSite) -> None:
+        super().__init__()
+        self.site = site
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        now = self.site.now
+        return (args, kwargs) if now is None else now.entry(module, args, kwargs)
