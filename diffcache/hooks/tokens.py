@@ -85,14 +85,19 @@ class TokenCache(Cache):
     def _scores(self, stream: Tensor) -> Mapping[str, Callable[[], Tensor]]:
         return {
             "input": lambda: (stream.float() - self.seen.float()).square_().sum(-1).sqrt_().mean(0),
-            "value": self._small_values,
+            "value": lambda: self._small_values(stream.shape[1]),
             "random": lambda: torch.rand(stream.shape[1], device=stream.device),
         }
 
-    def _small_values(self) -> Tensor:
-        """``sum_heads(1 - ||v||)``, shifted to be positive: small values are recomputed (DuCa)."""
-        *_, value = [value for m in self.memories.values() for _, value, _ in m.attended.values()]
-        size = value.float().norm(dim=-1).mean((0, 1))
+    def _small_values(self, tokens: int) -> Tensor:
+        """``sum_heads(1 - ||v||)`` in the last attention, shifted to be positive: small values are recomputed."""
+        *_, (value, place) = [
+            (value, self.lessons[call].keys[number])
+            for call, memory in self.memories.items()
+            for number, (_, value, _) in memory.attended.items()
+        ]
+        size = value.narrow(place.axis, place.offset, tokens).float().norm(dim=-1)
+        size = size.mean([axis for axis in range(size.dim()) if axis != place.axis])
         return size.amax() - size
 
 

@@ -60,7 +60,8 @@ class Selector:
     def scores(self, evidence: Evidence) -> Tensor:
         """What the tokens are ranked by, ``[tokens]``; what is not finite counts as most urgent."""
         score = evidence.scores[self.score]().float()
-        score = score / score.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        mean = score.nan_to_num(0.0, 0.0, 0.0).mean()
+        score = score / mean.clamp_min(torch.finfo(torch.float32).tiny)
         score = score + self.age_weight * evidence.age
         if self.bonus > 0.0 and evidence.grid is not None:
             score = _with_bonus(score, evidence.grid, self.window, self.bonus)

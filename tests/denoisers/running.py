@@ -44,6 +44,7 @@ METHODS: dict[str, Way] = {
     "block": Way("taylorseer", dict(interval=3, warmup=2, site="block")),
     "module": Way("fora", dict(interval=3, warmup=2)),
     "attention": Way("pab", dict(warmup=2, **_RANGES)),
+    "token": Way("toca", dict(interval=3, warmup=2, keep=0.5, attention=1.0, cross=1.0)),
     "first": Way("fbcache", dict(threshold=10.0, warmup=2, max_skip=2, cooldown=1), listens=True),
     "modulated": Way("teacache", dict(threshold=1e9, polynomial=(1.0, 0.0), warmup=2, max_skip=2), listens=True),
     # its rate is a change over a change: something has to move first
