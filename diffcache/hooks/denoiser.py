@@ -19,7 +19,8 @@ from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings
 from .flow import leaves
 from .gated import GatedSite
-from .modules import find_units
+from .modules import find_units, unit_kinds
+from .partial import PartialOutputSite
 from .rate import RateSite
 from .recipe import Recipe
 from .segment import Segment, Verdict
@@ -292,6 +293,8 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
         return RateSite(anatomy, recipe)
     if recipe.signal is not None:
         return GatedSite(model, recipe)
+    if recipe.site == "output" and recipe.selector is not None:
+        return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
     if recipe.site == "output":
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":

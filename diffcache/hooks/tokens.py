@@ -47,6 +47,8 @@ class TokenCache(Cache):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        #: scores that somebody else can tell
+        self.more_scores: Mapping[str, Callable[[], Tensor]] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -54,6 +56,7 @@ class TokenCache(Cache):
         self.lessons: dict[Call, Lesson] | None = None
         self.full = -1  # last step that was computed in full
         self.age: Tensor | None = None
+        self.chosen: Tensor | None = None  # tokens that the last partial step computed
         self.seen: Tensor | None = None  # the hidden stream of each token when it was computed last
         self.pending = None
 
@@ -76,7 +79,7 @@ class TokenCache(Cache):
         """Rank the tokens, and note which are computed by every unit that computes any: the first ``least``."""
         self.age += 1.0
         selection = Selection(self.recipe.selector.rank(Evidence(self.age, self._scores(stream))))
-        chosen = selection.rows(least)
+        self.chosen = chosen = selection.rows(least)
         self.age.index_fill_(0, chosen, 0.0)
         if self.seen is not None:
             self.seen.index_copy_(1, chosen, stream.index_select(1, chosen))
@@ -87,6 +90,7 @@ class TokenCache(Cache):
             "input": lambda: (stream.float() - self.seen.float()).square_().sum(-1).sqrt_().mean(0),
             "value": lambda: self._small_values(stream.shape[1]),
             "random": lambda: torch.rand(stream.shape[1], device=stream.device),
+            **self.more_scores,
         }
 
     def _small_values(self, tokens: int) -> Tensor:
@@ -140,17 +144,33 @@ class TokenSite(Site):
         return result
 
     def predict(self, run: Run, cache: TokenCache, moment: Moment, kinds: frozenset[str]) -> Any:
+        result, chosen = self.recompute(run, cache, moment)
+        if len(chosen):
+            cache.pending = FiniteOutlook(cache, result, 0)
+        return result
+
+    def recompute(self, run: Run, cache: TokenCache, moment: Moment) -> tuple[Any, Tensor]:
+        """The result of a partial pass, and the tokens that went through every unit which computes any."""
         start, lessons = self._lessons[_form(run)]
+        select = partial(cache.select, least=min(self._counts(cache, moment), default=0))
         count = partial(self._count, moment.step - cache.full, len(cache.age))
-        counts = [c for c in (count(self._layers[u.name], u.kind) for u in self.units) if c > 0]
-        select = partial(cache.select, least=min(counts, default=0))
         now = PartialPass(cache.memories, lessons, start, select, count)
         with torch.no_grad():
             result = self._within(now, run)
         self._share = now.rows / max(now.all_rows, 1)
-        if counts:
-            cache.pending = FiniteOutlook(cache, result, 0)
-        return result
+        return result, cache.chosen
+
+    def idle(self, cache: TokenCache, moment: Moment) -> bool:
+        """Whether no unit would compute any token at this step; counted as such."""
+        idle = not self._counts(cache, moment)
+        if idle:
+            self._share = 0.0
+        return idle
+
+    def _counts(self, cache: TokenCache, moment: Moment) -> list[int]:
+        """Tokens that each unit computes, without those that compute none."""
+        count = partial(self._count, moment.step - cache.full, len(cache.age))
+        return [c for c in (count(self._layers[u.name], u.kind) for u in self.units) if c > 0]
 
     def _within(self, now: TokenPass, run: Run) -> Any:
         before, self.now = self.now, now
@@ -181,12 +201,10 @@ class TokenSite(Site):
         tokens, lessons = stream.shape[1], {}
         try:
             self._within(LearningPass(cache.memories, lessons, start, tokens), run)
-            order, count = _trial(tokens, stream.device)
-            proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
-            self._within(proof, run)
+            errors = self._prove(lessons, start, stream, run, cache)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise self._refusal(str(error).splitlines()[0]) from error
-        self._judge(lessons, proof.errors, stream.dtype)
+        self._judge(lessons, errors, stream.dtype)
         if all(lesson.whole for lesson in lessons.values()):
             raise self._refusal(next(lesson.whole for lesson in lessons.values()))
         for call, lesson in lessons.items():
@@ -195,6 +213,24 @@ class TokenSite(Site):
                 del held[number]
         self._lessons[form] = start, lessons
         return self._lessons[form]
+
+    def _prove(
+        self, lessons: dict[Call, Lesson], start: nn.Module, stream: Tensor, run: Run, cache: TokenCache
+    ) -> Mapping[Call, Tensor]:
+        """Errors of each unit on some rows of the step that was just computed."""
+        order, count = _trial(stream.shape[1], stream.device)
+        proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
+        self._join(lessons)
+        try:
+            self._within(proof, run)
+        except (RuntimeError, ValueError, IndexError) as error:
+            # Modules that feed one unit did not agree on their rows.
+            for unit in self.units:
+                for lesson in self._group(lessons, unit) if unit.feeders else ():
+                    lesson.whole = lesson.whole or str(error).splitlines()[0]
+            proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
+            self._within(proof, run)
+        return proof.errors
 
     def _start(self, full: FullPass) -> tuple[nn.Module, Tensor]:
         """The block at which the tokens enter, and the hidden stream there."""
@@ -206,7 +242,7 @@ class TokenSite(Site):
         return next(block for block, list_name in self._lists.items() if list_name == name), stream
 
     def _judge(self, lessons: dict[Call, Lesson], errors: Mapping[Call, Tensor], dtype: torch.dtype) -> None:
-        """Units whose rows were not what the full pass gave are computed whole; those of one unit together."""
+        """Units whose rows were not what the full pass gave are computed whole."""
         calls = [call for call in errors if lessons[call].whole is None]
         if calls:
             # one host read for a model's first computed step
@@ -214,12 +250,19 @@ class TokenSite(Site):
             for call, error in zip(calls, found, strict=True):
                 if not error <= close_to(dtype):
                     lessons[call].whole = "a token's result depends on which others are computed"
+        self._join(lessons)
+
+    def _join(self, lessons: dict[Call, Lesson]) -> None:
+        """A unit and the modules that feed it are computed on the same rows."""
         for unit in self.units:
-            names = {unit.name, *(_feeder_name(unit, i) for i in range(len(unit.feeders)))}
-            group = [lesson for (name, _), lesson in lessons.items() if name in names]
+            group = self._group(lessons, unit)
             reason = next((lesson.whole for lesson in group if lesson.whole), None)
             for lesson in group:
                 lesson.whole = reason
+
+    def _group(self, lessons: dict[Call, Lesson], unit: Unit) -> list[Lesson]:
+        names = {unit.name, *(_feeder_name(unit, i) for i in range(len(unit.feeders)))}
+        return [lesson for (name, _), lesson in lessons.items() if name in names]
 
     def _refusal(self, why: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"site token: {type(self._model).__name__} cannot be taken apart: {why}")
@@ -270,7 +313,8 @@ def _layers(units: Sequence[Unit]) -> Iterator[tuple[int, Unit]]:
 
 def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
     """About half of the tokens, in no order and no number that a module which knows rows or frames could live with."""
-    count = next(c for c in range(tokens // 2, 0, -1) if math.gcd(c, tokens) == 1)
+    fit = (c for c in range(1, tokens) if math.gcd(c, tokens) == 1)
+    count = min(fit, key=lambda c: (c == 1, abs(2 * c - tokens)))
     order = sorted(range(tokens), key=lambda i: i * 0.6180339887 % 1.0)
     return Selection(torch.tensor(order, device=device)), count
 

@@ -20,7 +20,7 @@ from .exact import ExactConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .token import DuCaConfig, ToCaConfig
-from .worldcache import WorldCacheConfig
+from .worldcache import WorldCacheConfig, WorldCachePartialConfig
 
 _BUILT_IN: dict[str, type[MethodConfig]] = {
     config.method: config
@@ -35,6 +35,7 @@ _BUILT_IN: dict[str, type[MethodConfig]] = {
         PABConfig,
         ToCaConfig,
         DuCaConfig,
+        WorldCachePartialConfig,
         FBCacheConfig,
         TeaCacheConfig,
         MagCacheConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..predictors import Fit, Heterogeneous, Horizon, Moments, SampleTrend, Tota
 from ..predictors.base import Slope
 from ..predictors.hermite import HeterogeneousFit
 from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, sample_drift, turning_drift
+from ..schedules.selectors import Selector
 from .base import MethodConfig
 from .checks import check_choice, check_number
 from .forecast import check_computed
@@ -132,6 +133,44 @@ class WorldCacheConfig(MethodConfig):
             limit=max(self.max_skip, 1),
             modalities=self.modalities,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldCachePartialConfig(WorldCacheConfig):
+    """``worldcache`` whose predicted steps recompute the tokens that are hardest to predict (ours).
+
+    Of a step that is not computed in full, ``keep`` of the tokens run through every block; their part of the output is
+    computed, that of the others predicted, and what a computed token showed to be wrong with its prediction is added to
+    the following ones. Memory of one branch: that of ``worldcache`` and of ``toca``, and one output.
+
+    Args:
+        keep: share of the tokens that a predicted step recomputes, in [0, 1].
+        score: what tokens are ranked by: ``turning`` (how far the velocity of their output turned), ``input`` (how far
+            their hidden state moved), ``value`` or ``random``.
+        age_weight, oldest: as for ``toca``.
+    """
+
+    method: ClassVar[str] = "worldcache-partial"
+    summary: ClassVar[str] = "worldcache whose predicted steps recompute the hardest tokens"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    keep: float = 0.25
+    score: str = "turning"
+    age_weight: float = 0.0
+    oldest: int = 0
+
+    def validate(self) -> None:
+        super().validate()
+        if self.faithful:
+            raise ConfigError("faithful: True is out of range, must be False: the paper recomputes no token")
+        check_number("keep", self.keep, 0, 1, whole=False)
+        check_choice("score", self.score, ["turning", "input", "value", "random"])
+        check_number("age_weight", self.age_weight, 0, 1e6, whole=False)
+        check_number("oldest", self.oldest, 0, NEVER, whole=True)
+
+    def recipe(self) -> Recipe:
+        selector = Selector(self.score, self.age_weight, self.oldest)
+        return replace(self._recipe(), selector=selector, keep=lambda offset, depth, kind: self.keep)
 
 
 _DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.5)
