@@ -135,7 +135,7 @@ class Capturing:
             # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
             copies = self._copies or torch.compiler.is_compiling()
             self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
-            self._versions = {n: version(t) for n, t in self.first.items()}
+            self._versions = {} if copies else {n: version(t) for n, t in self.first.items()}
         output = forward(*args, **kwargs)
         if block is self.plan.last:
             self._calls += 1
@@ -156,7 +156,7 @@ class Capturing:
     @property
     def overwritten(self) -> bool:
         """Whether the model wrote into what its first block received."""
-        return self.first is not None and any(version(t) != self._versions[n] for n, t in self.first.items())
+        return any(version(self.first[name]) != seen for name, seen in self._versions.items())
 
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
