@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -22,19 +21,17 @@ from typing import Any
 
 import diffusers
 import torch
-from peer_hooks import held_bytes, put_first_block, put_taylorseer
+from peer_hooks import put_first_block, put_taylorseer
 from recording import Recording, record
 from rich.console import Console
 from rich.progress import Progress
+from site_costs import DISTANCE, DRIFTS, count_reads, memory
 from torch import nn
 
 from diffcache import NothingSkippedWarning, accelerate_model
 
-sys.path.append(str(Path(__file__).parents[1]))
-from tests.reads import Reads, watched  # the tests' own counter
-
 MODELS = ("tiny-dit", "tiny-wan")
-DISTANCE = (1.0, 0.0)  # teacache without a calibration: the distance itself
+ORDERS = (1, 2)
 
 # -- overhead ----------------------------------------------------------------------------------------------------------
 
@@ -148,70 +145,6 @@ def _check(variant: Variant, twin: nn.Module) -> None:
         assert bool(segment.cached_bytes) == variant.stores, (variant.label, segment.cached_bytes)
 
 
-# -- memory and host reads ---------------------------------------------------------------------------------------------
-
-
-def their_bytes(recording: Recording, order: int, dtype: torch.dtype) -> int:
-    """Most bytes that diffusers' TaylorSeer holds for a branch in a trajectory."""
-    twin, most = recording.twin(), 0
-    put_taylorseer(twin, 3, 5, order, dtype)
-    for _, branch, call in recording.walk(twin, theirs=True):
-        call(twin)
-        most = max(most, held_bytes(twin, branch))
-    return most
-
-
-def our_bytes(recording: Recording, method: str, **settings: Any) -> int:
-    """The same of a method here, from its stats."""
-    twin = accelerate_model(recording.twin(), method, **settings)
-    for _, _, call in recording.walk(twin):
-        call(twin)
-    return max(segment.cached_bytes for segment in twin.diffcache.stats().segments)
-
-
-def memory(recording: Recording, order: int) -> list[int]:
-    """Bytes a branch: diffusers in fp32 and as it comes (bf16), ``taylorseer``, ``taylorseer:lite``."""
-    theirs = [their_bytes(recording, order, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return theirs + [our_bytes(recording, name, interval=5, order=order) for name in ("taylorseer", "taylorseer:lite")]
-
-
-#: every schedule that listens to what it measures, with settings at which it skips on the embedded models
-DRIFTS: dict[str, dict[str, Any]] = {
-    "worldcache": {},
-    "worldcache:voyager": {},
-    "fbcache": dict(threshold=0.3),
-    "teacache": dict(threshold=0.5, polynomial=DISTANCE),
-    "easycache": dict(threshold=0.2),
-}
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Host reads of each step, and the decisions of the first branch."""
-
-    reads: list[int]
-    decisions: str
-
-
-def _reads(call: Callable[[nn.Module], Any], model: nn.Module) -> int:
-    reads = Reads()
-    with watched(reads):
-        call(model)
-    return reads.count
-
-
-def count_reads(recording: Recording, method: str) -> Counted:
-    """The second trajectory's: in a model's first one a body is proved."""
-    twin = accelerate_model(recording.twin(), method, **DRIFTS[method])
-    for _, _, call in recording.walk(twin):
-        call(twin)
-    counts = [0] * len(recording.steps)
-    for step, _, call in recording.walk(twin):
-        assert not _reads(call, recording.model), "the model itself reads: its reads cannot be told from ours"
-        counts[step] += _reads(call, twin)
-    return Counted(counts, twin.diffcache.stats().segments[0].decisions)
-
-
 # -- printing ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,17 +162,18 @@ def overhead_table(name: str, rows: list[tuple[Variant, Ratios]], bare: float) -
     return lines + [f"| {label} | {cells.get(False, '')} | {cells[True]} |" for label, cells in table.items()] + [""]
 
 
-def memory_rows(name: str, recording: Recording) -> list[str]:
+def memory_rows(name: str, recording: Recording, tick: Callable[[], None]) -> list[str]:
     """One row an order."""
     rows = []
-    for order in (1, 2):
+    for order in ORDERS:
         full, half, ours, lite = memory(recording, order)
         cells = [name, order, *(f"{value / 1e3:.0f}" for value in (full, half, ours, lite)), f"1/{full / lite:.0f}"]
         rows.append(f"| {' | '.join(map(str, cells))} |")
+        tick()
     return rows
 
 
-def reads_rows(name: str, recording: Recording) -> list[str]:
+def reads_rows(name: str, recording: Recording, tick: Callable[[], None]) -> list[str]:
     """One row a method."""
     rows = []
     for method in DRIFTS:
@@ -247,6 +181,7 @@ def reads_rows(name: str, recording: Recording) -> list[str]:
         first, *later = found.reads
         cells = [name, f"`{method}`", len(recording.steps[0]), f"`{found.decisions}`", first, max(later)]
         rows.append(f"| {' | '.join(map(str, [*cells, f'{statistics.mean(later):.2f}']))} |")
+        tick()
     return rows
 
 
@@ -283,13 +218,15 @@ def measure(models: list[str], repeats: int, steps: int) -> str:
     versions = dict(torch=torch.__version__, diffusers=diffusers.__version__, threads=torch.get_num_threads())
     page = [INTRODUCTION.format(repeats=repeats, steps=steps, **versions)]
     recordings = {name: record(name, steps) for name in models}
+    held, read = [MEMORY], [READS]
     with Progress(console=Console(stderr=True)) as progress:
         for name, recording in recordings.items():
-            task = progress.add_task(name, total=(repeats + 1) * len(variants()))
-            page += overhead_table(name, *overhead(recording, repeats, partial(progress.advance, task)))
-    page += [MEMORY, *(row for name, found in recordings.items() for row in memory_rows(name, found)), ""]
-    page += [READS, *(row for name, found in recordings.items() for row in reads_rows(name, found))]
-    return "\n".join(page) + "\n"
+            total = (repeats + 1) * len(variants()) + len(ORDERS) + len(DRIFTS)
+            tick = partial(progress.advance, progress.add_task(name, total=total))
+            page += overhead_table(name, *overhead(recording, repeats, tick))
+            held += memory_rows(name, recording, tick)
+            read += reads_rows(name, recording, tick)
+    return "\n".join([*page, *held, "", *read]) + "\n"
 
 
 def main() -> None:
