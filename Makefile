@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sample test test-all lint bench clean
+.PHONY: sample test test-all lint bench bench-sites clean
 
 # One trained world model, rolled out twice from a real first frame: in full, and with worldcache.
 sample: $(STAMP)
@@ -24,6 +24,10 @@ lint: $(STAMP)
 # The tables of the README: overhead, achieved speed-up, quality at equal time (about 25 minutes on two cores).
 bench: $(STAMP)
 	$(BIN)/python samples/measure.py --out out/bench
+
+# Overhead, memory and host reads of each site, beside diffusers' hooks: docs/measured-sites.md.
+bench-sites: $(STAMP)
+	$(BIN)/python samples/measure_sites.py --out docs/measured-sites.md
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -92,9 +92,10 @@ def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, bou
             raise UnsupportedModelError(
                 f"{type(model).__name__} is shared with a pipeline that is accelerated already: restore that one first"
             )
+    handle = Handle(owner, denoisers, recipe, boundary)  # may refuse: an earlier method stays on then
     for holder in (owner, *models.values()):
         restore(holder)
-    Handle(owner, denoisers, recipe, boundary).install()
+    handle.install()
 
 
 def _check_modalities(widths: tuple[int, ...], denoisers: dict[str, Any]) -> None:

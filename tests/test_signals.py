@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.cache_utils import CacheMixin
 
 from diffcache import ConfigError, accelerate_model, denoising, restore
@@ -14,7 +13,7 @@ from .denoisers import DENOISERS
 from .denoisers import running as tiny
 from .denoisers.running import STEPS, letters, method_on
 from .models import FAMILIES, decisions, normal, walk_steps, wan
-from .reads import Reads, ignore_inside, watched
+from .reads import Reads, watched
 
 #: teacache without a calibration: the distance itself
 DISTANCE = (1.0, 0.0)
@@ -48,31 +47,26 @@ def run(family, model, batch=1, speed=1.0, steps=12):
     return outputs
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
-def test_fbcache_returns_what_diffusers_first_block_cache_returns(family, threshold):
-    theirs = FAMILIES[family].build(0)
-    apply_first_block_cache(theirs, FirstBlockCacheConfig(threshold=threshold))
-    wanted = run(family, theirs)
-    ours = accelerate_model(FAMILIES[family].build(0), "fbcache", threshold=threshold)
-    for found, want in zip(run(family, ours), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
-    assert "c" in decisions(ours)[0]
+def reads_of(family, model, steps=12):
+    """Host reads in each step, the model's own among them: a gate listens inside the model."""
+    reads, counts = Reads(), []
+    with torch.no_grad(), watched(reads):
+        for _ in walk_steps(family, model, steps):
+            counts.append(reads.count - sum(counts))
+    return counts
 
 
 @pytest.mark.parametrize("method", LISTENING)
 @pytest.mark.parametrize("family", ["wan", "flux"])
-def test_a_step_is_read_at_most_once(family, method):
-    reads, counts = Reads(), []
-    model = ignore_inside(FAMILIES[family].build(0), reads)
+def test_a_call_is_read_at_most_once(family, method):
+    model = FAMILIES[family].build(0)
+    assert not any(reads_of(family, model))
     accelerate_model(model, method, **LISTENING[method])
-    with torch.no_grad(), watched(reads):
-        for _ in walk_steps(family, model, 12):
-            counts.append(reads.count - sum(counts))
+    counts = reads_of(family, model)
     assert "c" in decisions(model)[0]
     branches = len(decisions(model))
     # each branch hears for itself; the first step may compare the branches' conditioning and prove the body
-    assert max(counts[1:]) <= branches, (counts, reads.names)
+    assert 1 <= max(counts[1:]) <= branches, counts
 
 
 @pytest.mark.parametrize("method", ["fbcache", "teacache"])
@@ -134,6 +128,26 @@ def test_with_constant_input_first_and_last_change_nothing(last):
     accelerate_model(model, "fbcache", threshold=10.0, first=2, last=last)
     for found, want in zip(run("wan", model, speed=0.0), run("wan", dense, speed=0.0), strict=True):
         assert (found - want).norm() <= 0.2 * want.norm()  # the timestep moves on
+
+
+#: classes whose last block reads a text stream that the blocks before it change, a little
+TWO_STREAMS = [
+    "FluxTransformer2DModel",
+    "BriaTransformer2DModel",
+    "SD3Transformer2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+]
+
+
+@pytest.mark.parametrize("name", TWO_STREAMS)
+def test_blocks_behind_the_body_get_every_stream(name):
+    with method_on(name, "first", last=1) as model:
+        dense, *outputs = tiny.run_constant(name)
+        assert "c" in letters(model)
+    for output in outputs:
+        for part, truth in zip(output, dense, strict=True):
+            assert (part - truth).norm() <= 1e-6 * truth.norm()
 
 
 def test_first_and_last_must_leave_a_block():

@@ -187,7 +187,7 @@ class _Narrowing(Exploring):
         if not last:
             return
         self._visits = self._visits[:-last]
-        self.last, self.arrivals = self._visits[-1], []
+        self.last, self.arrivals, self.followed = self._visits[-1], [], True
         kept = {visit.block for visit in self._visits}
         self.passages = {block: passage for block, passage in self.passages.items() if block in kept}
         self.calls = {block: sum(v.block is block for v in self._visits) for block in kept}

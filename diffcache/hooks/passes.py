@@ -37,6 +37,7 @@ class Exploring:
         last: last call of a block, and how often that block had been called by then.
         arrivals: modules outside the blocks that were called after it, in order.
         ends: what stood at the end of the body, by the plan proposed last.
+        followed: whether blocks run behind the body.
     """
 
     def __init__(self, model: nn.Module, blocks: Mapping[nn.Module, str]) -> None:
@@ -50,6 +51,7 @@ class Exploring:
         self.last: Visit | None = None
         self.arrivals: list[Arrival] = []
         self.ends: list[Tensor] = []
+        self.followed = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:

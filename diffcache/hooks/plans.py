@@ -114,7 +114,8 @@ def _at_the_last_block(explorer: Exploring) -> Iterator[tuple[Plan, list[Tensor]
     last = explorer.last
     streaming = [i for i, source in enumerate(last.passage.sources) if source is not None]
     hidden = [i for i in streaming if last.passage.sources[i] in HIDDEN_NAMES]
-    for parts in (hidden[:1], streaming):
+    # Blocks that run behind the body read every stream, however little of it shows at the first step.
+    for parts in (streaming,) if explorer.followed else (hidden[:1], streaming):
         found = _entry(explorer, [(last.parts[i], (last.passage.sources[i],)) for i in parts])
         if parts and found is not None:
             entry, bases = found

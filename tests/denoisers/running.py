@@ -90,10 +90,15 @@ def run(
     return _sample(name, calls, steps, _wants_sampler(model_of(name)))
 
 
-def run_constant(name: str, still: int = 0, steps: int = STEPS) -> Outputs:
-    """The same call at every step from ``still`` on, while a sampler's own ``step`` marks the steps."""
+def run_constant(name: str, still: int = 0, steps: int = STEPS, **more: Any) -> Outputs:
+    """The same call at every step from ``still`` on, while a sampler's own ``step`` marks the steps.
+
+    Args:
+        more: further arguments of each call.
+    """
     arguments = DENOISERS[name].trajectory()
-    return _sample(name, (arguments(1.0 if step < still else 0.5) for step in range(steps)), steps, True)
+    calls = ({**arguments(1.0 if step < still else 0.5), **more} for step in range(steps))
+    return _sample(name, calls, steps, True)
 
 
 def _sample(name: str, calls: Iterable[dict[str, Any]], steps: int, sampled: bool) -> Outputs:

@@ -1,0 +1,249 @@
+"""Overhead of every site's hooks, memory of taylorseer, host reads of the drift schedules, beside diffusers' hooks.
+
+    python samples/measure_sites.py --repeats 9 --steps 20 --out docs/measured-sites.md
+
+One generation of each embedded model is recorded, and its denoiser calls are made again: by the bare model and, right
+beside it, by a twin with hooks, which has the same weights; which of the two comes first alternates. A ratio is that of
+one such pair; the tables show the median of all pairs, and in brackets the medians of the best and the worst repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from peer_hooks import put_first_block, put_taylorseer
+from recording import Recording, record
+from rich.console import Console
+from rich.progress import Progress
+from site_costs import DISTANCE, DRIFTS, count_reads, memory
+from torch import nn
+
+from diffcache import NothingSkippedWarning, accelerate_model
+
+MODELS = ("tiny-dit", "tiny-wan")
+ORDERS = (1, 2)
+
+# -- overhead ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hooks that compute every step.
+
+    Attributes:
+        label: row of the table.
+        put: puts them on a model; takes the number of steps.
+        stores: whether they keep what they compute, as if a prediction could come.
+        theirs: diffusers' hooks.
+    """
+
+    label: str
+    put: Callable[[nn.Module, int], Any]
+    stores: bool = True
+    theirs: bool = False
+
+
+#: site -> method and settings that store, or listen, at every step and never skip
+SITES: dict[str, tuple[str, dict[str, Any]]] = {
+    "output": ("interval", dict(interval=1)),
+    "body": ("interval", dict(interval=1, site="body")),
+    "block": ("taylorseer", dict(interval=1, site="block")),
+    "module": ("taylorseer", dict(interval=1)),
+    "attention": ("pab", dict(spatial=1, temporal=1, cross=1, low=0, high=1001)),
+    "first": ("fbcache", dict(threshold=0.0)),
+    "modulated": ("teacache", dict(threshold=0.0, polynomial=DISTANCE)),
+    "rate": ("easycache", dict(threshold=0.0)),
+}
+
+
+def _ours(method: str, settings: dict[str, Any], model: nn.Module, steps: int) -> None:
+    accelerate_model(model, method, **settings)
+
+
+def variants() -> list[Variant]:
+    """Every site with ``max_skip=0``, and storing; diffusers' hooks."""
+    rows = []
+    for site, (method, settings) in SITES.items():
+        label = f"{site} (`{method}`)"
+        rows.append(Variant(label, partial(_ours, method, {**settings, "max_skip": 0}), stores=False))
+        rows.append(Variant(label, partial(_ours, method, settings)))
+    first = Variant("diffusers' FirstBlockCache", lambda model, steps: put_first_block(model, 0.0), theirs=True)
+    taylor = Variant(
+        "diffusers' TaylorSeer, same modules", lambda model, steps: put_taylorseer(model, steps + 1, 1, 1), theirs=True
+    )
+    return [*rows, first, taylor]
+
+
+@dataclass
+class Ratios:
+    """Time with hooks over time without, of every pair of calls, repeat by repeat."""
+
+    repeats: list[list[float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        medians = [statistics.median(pairs) for pairs in self.repeats]
+        middle = statistics.median(ratio for pairs in self.repeats for ratio in pairs)
+        return f"{middle:.3f} ({min(medians):.3f} to {max(medians):.3f})"
+
+
+def timed(call: Callable[[nn.Module], Any], model: nn.Module) -> float:
+    """Seconds of a call."""
+    begin = time.perf_counter()
+    call(model)
+    return time.perf_counter() - begin
+
+
+def compare(recording: Recording, twin: nn.Module, variant: Variant, first: int) -> tuple[list[float], list[float]]:
+    """Ratios of a trajectory's pairs of calls, and the bare model's seconds; ``first``: which one begins."""
+    ratios, bare = [], []
+    for number, (_, _, call) in enumerate(recording.walk(twin, variant.theirs)):
+        order = (twin, recording.model) if (number + first) % 2 else (recording.model, twin)
+        seconds = {id(model): timed(call, model) for model in order}
+        bare.append(seconds[id(recording.model)])
+        ratios.append(seconds[id(twin)] / bare[-1])
+    return ratios, bare
+
+
+def overhead(
+    recording: Recording, repeats: int, tick: Callable[[], None]
+) -> tuple[list[tuple[Variant, Ratios]], float]:
+    """Ratios of every variant, and the median seconds of a bare call; all variants take turns."""
+    rows = [(variant, Ratios()) for variant in variants()]
+    twins, bare = [], []
+    for variant, _ in rows:
+        twins.append(recording.twin())
+        variant.put(twins[-1], len(recording.steps))
+        compare(recording, twins[-1], variant, 0)  # warms up; a body is proved
+        tick()
+    for repeat in range(repeats):
+        for (variant, ratios), twin in zip(rows, twins, strict=True):
+            found, seconds = compare(recording, twin, variant, repeat)
+            ratios.repeats.append(found)
+            bare += seconds
+            tick()
+    for (variant, _), twin in zip(rows, twins, strict=True):
+        _check(variant, twin)
+    return rows, statistics.median(bare)
+
+
+def _check(variant: Variant, twin: nn.Module) -> None:
+    """Ours computed every step, and stored where it was meant to."""
+    if variant.theirs:
+        return
+    for segment in twin.diffcache.stats().segments:
+        assert set(segment.decisions) == {"F"}, (variant.label, segment.decisions)
+        assert bool(segment.cached_bytes) == variant.stores, (variant.label, segment.cached_bytes)
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def overhead_table(name: str, rows: list[tuple[Variant, Ratios]], bare: float) -> list[str]:
+    """One row a site: hooks that keep nothing, hooks that store or listen."""
+    lines = [
+        f"### {name}: {bare * 1e3:.1f} ms a call",
+        "",
+        "| hooks | `max_skip=0` | storing and listening, nothing skipped |",
+        "|---|---|---|",
+    ]
+    table: dict[str, dict[bool, str]] = {}
+    for variant, ratios in rows:
+        table.setdefault(variant.label, {})[variant.stores] = str(ratios)
+    return lines + [f"| {label} | {cells.get(False, '')} | {cells[True]} |" for label, cells in table.items()] + [""]
+
+
+def memory_rows(name: str, recording: Recording, tick: Callable[[], None]) -> list[str]:
+    """One row an order."""
+    rows = []
+    for order in ORDERS:
+        full, half, ours, lite = memory(recording, order)
+        cells = [name, order, *(f"{value / 1e3:.0f}" for value in (full, half, ours, lite)), f"1/{full / lite:.0f}"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+        tick()
+    return rows
+
+
+def reads_rows(name: str, recording: Recording, tick: Callable[[], None]) -> list[str]:
+    """One row a method."""
+    rows = []
+    for method in DRIFTS:
+        found = count_reads(recording, method)
+        first, *later = found.reads
+        cells = [name, f"`{method}`", len(recording.steps[0]), f"`{found.decisions}`", first, max(later)]
+        rows.append(f"| {' | '.join(map(str, [*cells, f'{statistics.mean(later):.2f}']))} |")
+        tick()
+    return rows
+
+
+INTRODUCTION = """# Measured: hooks, memory and host reads of each site
+
+Written by `python samples/measure_sites.py` (`make bench-sites`); do not edit. {repeats} repeats of {steps} steps,
+{threads} threads, fp32 on the CPU; torch {torch}, diffusers {diffusers}.
+
+## Overhead when nothing is skipped
+
+Time of a denoiser call with hooks over that of the bare model with the same weights and inputs, in pairs of calls that
+take turns: the median of all pairs, and the medians of the best and the worst repeat. Left, hooks that may never skip
+and so keep nothing; right, hooks that store or listen at every step, as if a prediction could come, which is what
+diffusers' hooks do.
+"""
+MEMORY = """## Memory of taylorseer
+
+Kilobytes of a branch, interval 5. diffusers' hooks are on the same modules (by default they find none here), with
+factors in fp32 as here and in bf16 as they come.
+
+| model | order | diffusers, fp32 | diffusers, bf16 | `taylorseer` | `taylorseer:lite` | lite to diffusers |
+|---|---|---|---|---|---|---|"""
+READS = """## Host reads of the drift schedules
+
+Reads of the device by our engine in a step, over all its denoiser calls: the first step, the most and the mean of the
+others; a model's first trajectory is left out.
+
+| model | method | calls a step | decisions | first step | most | mean |
+|---|---|---|---|---|---|---|"""
+
+
+def measure(models: list[str], repeats: int, steps: int) -> str:
+    """The whole page."""
+    versions = dict(torch=torch.__version__, diffusers=diffusers.__version__, threads=torch.get_num_threads())
+    page = [INTRODUCTION.format(repeats=repeats, steps=steps, **versions)]
+    recordings = {name: record(name, steps) for name in models}
+    held, read = [MEMORY], [READS]
+    with Progress(console=Console(stderr=True)) as progress:
+        for name, recording in recordings.items():
+            total = (repeats + 1) * len(variants()) + len(ORDERS) + len(DRIFTS)
+            tick = partial(progress.advance, progress.add_task(name, total=total))
+            page += overhead_table(name, *overhead(recording, repeats, tick))
+            held += memory_rows(name, recording, tick)
+            read += reads_rows(name, recording, tick)
+    return "\n".join([*page, *held, "", *read]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=9, help="trajectories of each kind of hooks")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("docs/measured-sites.md"))
+    args = parser.parse_args()
+    if args.repeats < 1 or args.steps < 8:
+        parser.error("--repeats must be at least 1, --steps at least 8")
+    warnings.simplefilter("ignore", NothingSkippedWarning)  # that is the point
+    page = measure(args.models, args.repeats, args.steps)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page, encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
