@@ -25,6 +25,7 @@ class BranchMemory:
     """One branch of one expert.
 
     Attributes:
+        branch: ``all``, or which call of a step it is.
         cached_bytes: held once enough steps are computed; what ``stats()`` reports after a run.
         device_bytes: those of them that lie on the denoiser's device, which is what ``memory`` limits.
     """
@@ -90,9 +91,9 @@ def estimate_memory(model: Any, method: Method = "worldcache", /, **call: Any) -
     shadows = {name: Shadow(each, recipe) for name, each in models.items()}
     calls = [((), call)] if bare else _first_step(model, call, models, shadows)
     branches = [
-        BranchMemory(expert, f"branch {index}" if index else "all", *_held(shadow, config, recipe, *each))
+        BranchMemory(expert, f"call {index}" if len(calls) > 1 else "all", *_held(shadow, config, recipe, *each))
         for expert, shadow in shadows.items()
-        for index, each in enumerate(calls)
+        for index, each in enumerate(calls, 1)
     ]
     sizes = [sum(p.numel() * p.element_size() for p in each.parameters()) for each in models.values()]
     return MemoryEstimate(config.method, branches, max(sizes))
