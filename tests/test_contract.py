@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -328,20 +329,9 @@ def test_package_doctests_name_the_closest():
     assert unknown("method", "zzz", ["a", "b"]) == "unknown method 'zzz': known: a, b"
 
 
-METHOD = """
-from dataclasses import dataclass
-from typing import ClassVar
-from diffcache.methods import IntervalConfig
-
-@dataclass(frozen=True, kw_only=True)
-class Thirds(IntervalConfig):
-    method: ClassVar[str] = "thirds"
-    summary: ClassVar[str] = "one step in three"
-"""
 MODEL = """
 from diffcache.zoo import ZooEntry
 
-MINE = ZooEntry("my-dit", "owner/my-dit", "DiTPipeline", "class-to-image", "mine", 64, 64, 1, 20, 4.0)
 OTHER = ZooEntry("other", "owner/other", "nowhere:Pipeline", "text-to-image", "other", 64, 64, 1, 20, None)
 NOT = "no entry"
 """
@@ -351,7 +341,7 @@ thirds = thirds:Thirds
 gone = nowhere:Gone
 
 [diffcache.models]
-my-dit = my_models:MINE
+my-dit = thirds:MY_DIT
 other = my_models:OTHER
 wrong = my_models:NOT
 lost = nowhere:LOST
@@ -360,8 +350,9 @@ lost = nowhere:LOST
 
 @pytest.fixture
 def installed(tmp_path):
-    """A distribution with plugins, through real metadata; runs code in a process that has it."""
-    (tmp_path / "thirds.py").write_text(METHOD)
+    """The distribution of docs/plugins.md, through real metadata; runs code in a process that has it."""
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    (tmp_path / "thirds.py").write_text(re.search(r"```python\n(# thirds.py.*?)```", page, re.S)[1])
     (tmp_path / "my_models.py").write_text(MODEL)
     info = tmp_path / "thirds-1.0.dist-info"
     info.mkdir()
@@ -376,10 +367,10 @@ def installed(tmp_path):
 
 def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
     code = "from diffcache import list_methods; from diffcache.methods import make_config; "
-    code += "print(make_config('thirds:interval=4')); print('gone' in list_methods())"
+    code += "print(make_config('thirds:order=2')); print('gone' in list_methods())"
     done = installed("-c", code)
     assert done.stdout.startswith("Thirds(warmup=3"), done.stderr
-    assert "interval=4)\nFalse\n" in done.stdout
+    assert "order=2)\nFalse\n" in done.stdout
     assert "method gone: its plugin cannot be loaded" in done.stderr
 
 
