@@ -25,7 +25,7 @@ from diffcache.zoo import load_pipeline
 from .cases import SKIPPING, Case
 from .denoisers import DENOISERS
 from .denoisers.running import METHODS, letters, method_on, model_of, run, run_constant
-from .models import FAMILIES, sample, walk_steps
+from .models import FAMILIES, PIPELINES, sample, walk_steps
 
 CASES: dict[str, Case] = {
     **SKIPPING,
@@ -291,6 +291,34 @@ def test_a_pipeline_holds_what_was_estimated(name, call, method):
     assert estimate_memory(pipe, config, **call) == estimate  # of an accelerated one, too
     pipe(**call)
     assert [s.cached_bytes for s in pipe.diffcache.stats().segments] == [s.cached_bytes for s in segments]
+
+
+class Overheard:
+    """A pipeline, and the arguments of its last call."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+    def __call__(self, **call):
+        self.called_with = call
+        return self.pipe(**call)
+
+
+@pytest.mark.parametrize("method", ["worldcache", "fora"])
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_pipelines_of_all_kinds_hold_what_was_estimated(kind, method):
+    """Separate and batched guidance, two experts; of these the larger one counts."""
+    build, run_pipe = PIPELINES[kind]
+    pipe = Overheard(accelerate_pipeline(build(), method))
+    run_pipe(pipe, 16)
+    segments = pipe.diffcache.stats().segments
+    estimate = estimate_memory(build(), pipe.diffcache.config, **pipe.called_with)
+    assert [(b.expert, b.cached_bytes) for b in estimate.branches] == [(s.expert, s.cached_bytes) for s in segments]
+    experts = {s.expert for s in segments}
+    assert estimate.cached_bytes == max(sum(s.cached_bytes for s in segments if s.expert == e) for e in experts)
 
 
 def test_what_never_skips_needs_nothing():
