@@ -137,9 +137,10 @@ def test_constant_input_gives_the_dense_output_up_to_the_dtype(name, dtype, way)
 @pytest.mark.parametrize("case", SITES)
 def test_never_skipping_is_bit_exact_whatever_the_rest(case):
     method, settings = SITES[case]
+    never = dict(max_skip=0, memory=1, exact=False)
     model = FAMILIES["wan"].build(0)
     bare = sample("wan", model)
-    accelerate_model(model, method, **{**settings, "max_skip": 0}, cache_dtype="bfloat16", offload=True, memory=1)
+    accelerate_model(model, method, **{**settings, **never}, cache_dtype="bfloat16", offload=True)
     assert sample("wan", model).equals(bare)
 
 
@@ -194,6 +195,7 @@ def test_offloaded_values_lie_in_pinned_memory():
 @pytest.mark.parametrize("case", SITES)
 def test_less_than_is_needed_is_refused_with_the_number(case):
     method, settings = SITES[case]
+    settings = {**settings, "exact": False}
     model = accelerate_model(FAMILIES["wan"].build(0), method, **settings)
     sample("wan", model)
     need = held(model)
@@ -221,12 +223,34 @@ def test_less_than_is_needed_is_refused_with_the_number(case):
 
 
 def test_one_branch_that_is_too_much_is_refused_at_once():
-    model = accelerate_model(FAMILIES["wan"].build(0), "interval", memory="100 B")
+    model = accelerate_model(FAMILIES["wan"].build(0), "interval", memory="100 B", exact=False)
     outputs = []
     model.register_forward_hook(lambda *_: outputs.append(1))
     with pytest.raises(ConfigError, match="for 1 branch: ask for that much, or cache_dtype=float16"):
         sample("wan", model)
     assert not outputs
+
+
+def test_exact_savings_count_as_well():
+    model = accelerate_model(FAMILIES["wan"].build(0), "exact")
+    sample("wan", model)
+    saved = sum(segment.exact_bytes for segment in model.diffcache.stats().segments)
+    assert saved > 0
+    accelerate_model(model, "exact", memory=saved)
+    sample("wan", model)
+    accelerate_model(model, "exact", memory=saved - 1)
+    with pytest.raises(ConfigError, match=r"less than exact needs here, .* of it exact savings: ask for that much$"):
+        sample("wan", model)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("case", SITES)
+def test_inference_mode_changes_nothing(case, dtype):
+    method, settings = SITES[case]
+    model = accelerate_model(FAMILIES["wan"].build(0), method, **settings, cache_dtype=dtype)
+    plain = sample("wan", model)
+    with torch.inference_mode():
+        assert sample("wan", model).equals(plain)
 
 
 # -- the estimate ------------------------------------------------------------------------------------------------------

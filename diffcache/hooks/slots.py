@@ -48,6 +48,9 @@ class Slot:
 
     def _kept(self, tensors: list[Tensor]) -> list[Tensor]:
         self.homes = [home_of(t) for t in tensors]
+        if any(t.is_inference() for t in tensors):  # copies that are made outside inference mode count their versions
+            with torch.inference_mode(False), torch.no_grad():
+                return [self.rest.keep(t) for t in tensors]
         return [self.rest.keep(t) if self.rest.moves(t) else _own(t) for t in tensors]
 
     @property
@@ -83,10 +86,10 @@ class Slot:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor itself if it owns its memory and counts its versions, else a copy."""
+    """The tensor itself if it owns its memory, else a copy."""
     tensor = tensor.detach()
     part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if part or tensor.is_inference() else tensor
+    return tensor.clone() if part else tensor
 
 
 def _combined(stored: Sequence[Tensor], weights: Sequence[float], home: Home) -> Tensor:
