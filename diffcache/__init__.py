@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError, NothingSkippedWarning, ScheduleFileError, UncompiledWarning, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from .memory import MemoryEstimate, estimate_memory
     from .methods import list_methods
     from .pipeline import (
         Support,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "MemoryEstimate",
     "NothingSkippedWarning",
     "ScheduleFileError",
     "Support",
@@ -36,13 +38,14 @@ __all__ = [
     "accelerate_pipeline",
     "accelerated",
     "denoising",
+    "estimate_memory",
     "list_methods",
     "list_models",
     "restore",
     "supports",
 ]
 
-_ROOMS = {"list_methods": "methods", "list_models": "zoo"}
+_ROOMS = {"MemoryEstimate": "memory", "estimate_memory": "memory", "list_methods": "methods", "list_models": "zoo"}
 
 
 def __getattr__(name: str) -> Any:

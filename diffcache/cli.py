@@ -16,6 +16,7 @@ import typer
 
 from . import __version__
 from .cli_calibrate import EPILOG, calibrate
+from .cli_info import add_to
 from .cli_options import (
     Clip,
     Debug,
@@ -30,11 +31,10 @@ from .cli_options import (
     Prompt,
     state,
 )
-from .errors import ConfigError, ScheduleFileError, UnsupportedModelError, unknown
+from .errors import ConfigError, ScheduleFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from .media.session import Session
-    from .methods import MethodConfig
 
 Facts = list[tuple[str, str]]
 
@@ -176,72 +176,7 @@ def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
 
 
 app.command(epilog=EPILOG)(calibrate)
-
-
-@app.command(epilog="Examples:\n\n  diffcache methods\n\n  diffcache methods worldcache")
-def methods(name: Annotated[str | None, typer.Argument(help="Explain the fields of one method.")] = None) -> None:
-    """List the methods, their fields with defaults, and their presets."""
-    import inspect
-
-    from .media.terminal import say, tabulate
-    from .methods import list_methods
-
-    known = list_methods()
-    if name is None:
-        rows = [(n, c.summary, _fields(c()), ", ".join(c.presets) or "none") for n, c in known.items()]
-        tabulate(("method", "what it does", "fields and defaults (--set FIELD=VALUE)", "presets"), rows)
-    elif name not in known:
-        raise ConfigError(unknown("method", name, known))
-    else:
-        say(f"{name}: {known[name].summary}\n\n{inspect.getdoc(known[name])}\n\nDefaults: {_fields(known[name]())}")
-        for preset, values in known[name].presets.items():
-            say(f"Preset {name}:{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
-
-
-def _fields(config: MethodConfig) -> str:
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "method"}
-    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items())
-
-
-@app.command()
-def models() -> None:
-    """List the models known by name. The embedded ones need no network."""
-    from .media.terminal import tabulate
-    from .zoo import list_models
-
-    rows = [(e.name, "embedded" if e.embedded else e.source, e.task, e.description) for e in list_models().values()]
-    tabulate(("model", "source", "task", "what it is"), rows)
-
-
-@app.command(epilog="Examples:\n\n  diffcache info tiny-wan\n\n  diffcache info wan2.1")
-def info(model: Annotated[str, typer.Argument(help="Name from: diffcache models.")]) -> None:
-    """Show what is known about a model, and the exact command that samples it."""
-    from .media.request import example_command
-    from .media.terminal import summarise
-    from .zoo import list_models
-
-    entry = list_models().get(model)
-    if entry is None:
-        raise ConfigError(unknown("model", model, list_models()))
-    size = f"{entry.width} x {entry.height}" + (f", {entry.num_frames} frames" if entry.num_frames > 1 else "")
-    guidance = [] if entry.guidance_scale is None else [("guidance", f"{entry.guidance_scale:g}")]
-    recommended = [(f"for {m}", ", ".join(f"{k}={v}" for k, v in f.items())) for m, f in entry.methods.items()]
-    facts = [("what it is", entry.description), ("source", entry.source), ("pipeline", entry.pipeline)]
-    facts += [("task", entry.task), ("size", size), ("steps", str(entry.num_inference_steps)), *guidance]
-    facts += [(k, str(v)) for k, v in entry.call.items()] + recommended + [("command", example_command(entry))]
-    summarise(entry.name, facts)
-
-
-@app.command()
-def doctor(debug: Debug = False) -> None:
-    """Check the installation: versions, devices, and whether the embedded weights load."""
-    from .media.health import examine
-    from .media.terminal import summarise
-
-    facts, healthy = examine()
-    summarise(f"diffcache {__version__}", facts)
-    if not healthy:
-        raise typer.Exit(1)
+add_to(app)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

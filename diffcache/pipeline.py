@@ -16,6 +16,7 @@ from .hooks.compiled import unwrapped
 from .hooks.denoiser import make_site
 from .hooks.handle import ATTRIBUTE, Handle
 from .hooks.identity import identify
+from .hooks.recipe import Recipe
 from .methods import MethodConfig, make_config
 
 Pipe = TypeVar("Pipe")
@@ -76,10 +77,7 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
 
 def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:
     denoisers = {name: (model, inspect_denoiser(model)) for name, model in models.items()}
-    recipe = config.recipe()
-    if not recipe.modalities:
-        # A world model's pipeline may name the channel groups of its denoiser's output.
-        recipe = replace(recipe, modalities=tuple(getattr(owner, "modalities", ())))
+    recipe = named_modalities(config.recipe(), owner)
     _check_modalities(recipe.modalities, denoisers)
     if recipe.calibration is not None:
         recipe.calibration.check_models({name: identify(*found) for name, found in denoisers.items()})
@@ -96,6 +94,17 @@ def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, bou
     for holder in (owner, *models.values()):
         restore(holder)
     handle.install()
+
+
+def named_modalities(recipe: Recipe, owner: Any) -> Recipe:
+    """The recipe; a world model's pipeline may name the channel groups of its denoiser's output."""
+    return recipe if recipe.modalities else replace(recipe, modalities=tuple(getattr(owner, "modalities", ())))
+
+
+def uncalibrated(method: Method) -> tuple[MethodConfig, Recipe]:
+    """A method's configuration, and a recipe with its site and predictor, which needs no calibration."""
+    config = make_config(method)
+    return config, make_config(config, max_skip=0).recipe()  # never skips, so it has no decision to calibrate
 
 
 def _check_modalities(widths: tuple[int, ...], denoisers: dict[str, Any]) -> None:
@@ -190,11 +199,16 @@ class Support:
 def supports(model: Any, method: Method = "worldcache") -> Support:
     """Whether a method can be put on a pipeline, a denoiser or a denoiser class, without changing it.
 
-    A class is judged by its name and its ``forward``; an instance by its blocks as well. What this answers for every
-    transformer denoiser of diffusers is measured in ``docs/support.md``.
+    A class is judged by its name and its ``forward``; an instance by its blocks as well. Nothing is computed, so what
+    only the first computed step can show is not answered here: whether the body of the model can be proved (sites
+    ``body`` and those that listen raise UnsupportedModelError in the run if not), whether a calibration fits, and how
+    much memory is needed (see :func:`estimate_memory`). What holds for every transformer denoiser of diffusers is
+    measured in ``docs/support.md``.
+
+    Raises:
+        ConfigError: unknown method or field, or a value out of range whatever the model.
     """
-    config = make_config(method)
-    recipe = make_config(config, max_skip=0).recipe()  # never skips, so it needs no calibration
+    config, recipe = uncalibrated(method)
     try:
         if isinstance(model, type):
             inspect_class(model)
@@ -202,6 +216,6 @@ def supports(model: Any, method: Method = "worldcache") -> Support:
             models = {"denoiser": model} if isinstance(model, nn.Module) else find_denoisers(model)
             for denoiser in map(unwrapped, models.values()):
                 make_site(denoiser, inspect_denoiser(denoiser), recipe)
-    except UnsupportedModelError as error:
+    except (UnsupportedModelError, ConfigError) as error:  # of the model: the configuration itself is sound
         return Support("refused", str(error))
     return Support("exact" if config.max_skip == 0 else "works")

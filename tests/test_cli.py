@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 import diffcache
 from diffcache import cli
+from diffcache.zoo import load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 
 ROOT = Path(diffcache.__file__).parents[1]
@@ -138,11 +140,64 @@ def test_methods_and_models_are_listed(run):
     for name, config in diffcache.list_methods().items():
         assert name in answer.out
         assert all(preset in answer.out for preset in config.presets)
-    assert "max_skip=" in answer.out
-    assert "threshold:" in run("methods", "worldcache").out
     answer = run("models")
     assert answer.code == 0
     assert all(name in answer.out for name in diffcache.list_models())
+    assert "not downloaded" in answer.out
+
+
+def test_a_method_is_explained_field_by_field(run):
+    for name, config in diffcache.list_methods().items():
+        facts = json.loads(run("methods", name, "--json").out)
+        assert set(facts["fields"]) == {f.name for f in dataclasses.fields(config)}
+        assert all(field["meaning"] for field in facts["fields"].values()), name
+        assert facts["memory"]
+    answer = run("methods", "fbcache")
+    assert "relative change, >= 0" in answer.out
+    assert "Preset fbcache:dbcache: first=8" in answer.out
+
+
+def test_listings_are_json_for_scripts(run):
+    assert set(json.loads(run("methods", "--json").out)) == set(diffcache.list_methods())
+    models = json.loads(run("models", "--json").out)
+    assert set(models) == set(diffcache.list_models())
+    assert models["tiny-wan"]["here"] == "yes"
+    doctor = json.loads(run("doctor", "--json").out)
+    assert doctor["healthy"]
+    assert {"torch", "diffusers", "cpu", "mp4", "tiny-dit"} <= {check["name"] for check in doctor["checks"]}
+
+
+def test_info_says_what_works_and_why_the_rest_does_not(run):
+    answer = run("info", "tiny-dit")
+    assert answer.code == 0
+    assert "DiTTransformer2DModel" in answer.out
+    assert "6 spatial" in answer.out
+    known = json.loads(run("info", "tiny-dit", "--json").out)
+    pipe = load_pipeline("tiny-dit")
+    for name, told in known["methods"].items():
+        answer = diffcache.supports(pipe, name)
+        assert told["status"] == answer.status
+        assert answer.reason in told["note"]
+    assert known["methods"]["fbcache:dbcache"]["status"] == "refused"
+    assert "diffcache calibrate" in known["methods"]["magcache"]["note"]
+
+
+def test_info_with_a_method_estimates_what_a_run_holds(run):
+    arguments = ("--method", "taylorseer", "--set", "order=2", "--set", "cache_dtype=bfloat16")
+    told = json.loads(run("info", "tiny-dit", *arguments, "--steps", "20", "--json").out)["estimate"]
+    pipe = diffcache.accelerate_pipeline(load_pipeline("tiny-dit"), "taylorseer", order=2, cache_dtype="bfloat16")
+    pipe.set_progress_bar_config(disable=True)
+    pipe([3], num_inference_steps=20)
+    assert told["cached_bytes"] == sum(s.cached_bytes for s in pipe.diffcache.stats().segments)
+    answer = run("info", "tiny-dit", *arguments)
+    assert "of its weights" in answer.out
+
+
+def test_info_of_a_model_that_is_not_here(run):
+    assert "not in the local cache; try: diffcache info tiny-wan" in run("info", "wan2.1").out
+    answer = run("info", "wan2.1", "--method", "fora")
+    assert answer.code == 1
+    assert "not in the local cache; try: diffcache info tiny-wan" in answer.line
 
 
 def test_info_names_the_command(run):
@@ -216,6 +271,11 @@ def test_wrong_arguments_answer_with_one_line_and_exit_2(run, case, tmp_path):
         (["info", "wan2"], "unknown model 'wan2': did you mean 'wan2."),
         (["info"], "Missing argument"),
         (["methods", "wordcache"], "unknown method 'wordcache'"),
+        (["info", "tiny-dit", "--method", "wordcache"], "unknown method 'wordcache'"),
+        (["info", "tiny-dit", "--method", "fbcache:dbcache"], "method: fbcache does not work on tiny-dit: first: 8"),
+        (["info", "tiny-dit", "--method", "fora", "--set", "memory=much"], "memory: 'much' is not a size"),
+        (["info", "tiny-dit", "--method", "fora:cache_dtype=fp7"], "cache_dtype: unknown value 'fp7'"),
+        (["info", "tiny-dit", "--method", "fora", "--height", "640"], "height: 640 cannot be used"),
     ],
 )
 def test_other_commands_answer_alike(run, arguments, expected):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ SIGNATURES = {
     "list_methods": [],
     "list_models": [],
     "supports": ["model", "method"],
+    "estimate_memory": ["model", "method", "call"],
 }
 
 
@@ -327,31 +329,61 @@ def test_package_doctests_name_the_closest():
     assert unknown("method", "zzz", ["a", "b"]) == "unknown method 'zzz': known: a, b"
 
 
-PLUGIN = """
-from dataclasses import dataclass
-from typing import ClassVar
-from diffcache.methods import IntervalConfig
+MODEL = """
+from diffcache.zoo import ZooEntry
 
-@dataclass(frozen=True, kw_only=True)
-class Thirds(IntervalConfig):
-    method: ClassVar[str] = "thirds"
-    summary: ClassVar[str] = "one step in three"
+OTHER = ZooEntry("other", "owner/other", "nowhere:Pipeline", "text-to-image", "other", 64, 64, 1, 20, None)
+NOT = "no entry"
+"""
+POINTS = """
+[diffcache.methods]
+thirds = thirds:Thirds
+gone = nowhere:Gone
+
+[diffcache.models]
+my-dit = thirds:MY_DIT
+other = my_models:OTHER
+wrong = my_models:NOT
+lost = nowhere:LOST
 """
 
 
-def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(tmp_path):
-    """Through real distribution metadata, in a process of its own."""
-    (tmp_path / "thirds.py").write_text(PLUGIN)
+@pytest.fixture
+def installed(tmp_path):
+    """The distribution of docs/plugins.md, through real metadata; runs code in a process that has it."""
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    (tmp_path / "thirds.py").write_text(re.search(r"```python\n(# thirds.py.*?)```", page, re.S)[1])
+    (tmp_path / "my_models.py").write_text(MODEL)
     info = tmp_path / "thirds-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirds\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[diffcache.methods]\nthirds = thirds:Thirds\ngone = nowhere:Gone\n")
-    code = "from diffcache import list_methods; from diffcache.methods import make_config; "
-    code += "print(make_config('thirds:interval=4')); print('gone' in list_methods())"
+    (info / "entry_points.txt").write_text(POINTS)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    return lambda *arguments: subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment
     )
+
+
+def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
+    code = "from diffcache import list_methods; from diffcache.methods import make_config; "
+    code += "print(make_config('thirds:order=2')); print('gone' in list_methods())"
+    done = installed("-c", code)
     assert done.stdout.startswith("Thirds(warmup=3"), done.stderr
-    assert done.stdout.endswith("interval=4)\nFalse\n")
+    assert "order=2)\nFalse\n" in done.stdout
     assert "method gone: its plugin cannot be loaded" in done.stderr
+
+
+def test_an_installed_plugin_adds_a_model_and_broken_ones_are_named(installed):
+    done = installed("-m", "diffcache", "models", "--json")
+    known = json.loads(done.stdout)
+    assert known["my-dit"]["source"] == "owner/my-dit"
+    assert set(known) - set(diffcache.list_models()) == {"my-dit", "other"}
+    assert "warning: model lost: its plugin cannot be loaded" in done.stderr
+    assert "warning: model wrong: my_models:NOT is no ZooEntry of that name" in done.stderr
+    done = installed("-m", "diffcache", "info", "my-dit", "--method", "thirds")
+    assert done.returncode == 1
+    assert "my-dit (owner/my-dit): not in the local cache" in done.stderr
+    done = installed("-m", "diffcache", "info", "other", "--method", "fora")
+    assert done.returncode == 1
+    assert "other: its pipeline nowhere:Pipeline is missing" in done.stderr

@@ -43,7 +43,7 @@ class Branch:
         """Note the decision of ``step``; steps on which the branch was not called are filled in."""
         self.decisions += ABSENT * (step - len(self.decisions))
         self.decisions.append(letter)
-        if letter != PREDICTED:
+        if letter != PREDICTED or self.cache.grows:
             self.peak_bytes = max(self.peak_bytes, self.cache.nbytes)
 
     def fall_back(self, step: int, reason: str) -> None:

@@ -7,7 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from ..predictors import Rest
+from ..predictors.resting import Home, home_of
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,48 @@ class Outlook(ABC):
         """``numbers`` on the host, made sense of for each branch's cache. Called once."""
 
 
+@dataclass(frozen=True)
+class Holding:
+    """Equal tensors that a branch holds once it is full.
+
+    Attributes:
+        numel: numbers in one of them.
+        home: dtype and device that they come with.
+        count: how many.
+        rests: whether they rest as the recipe's :class:`~diffcache.predictors.Rest` says, or as they are.
+    """
+
+    numel: int
+    home: Home
+    count: int = 1
+    rests: bool = True
+
+    @staticmethod
+    def like(value: Tensor, count: int = 1) -> Holding:
+        """As ``value``, which is not at rest."""
+        return Holding(value.numel(), home_of(value), count)
+
+    @staticmethod
+    def scalars(numel: int, device: torch.device) -> Holding:
+        """fp32 numbers that stay where they are."""
+        return Holding(numel, Home(torch.float32, device), rests=False)
+
+    def nbytes(self, rest: Rest, device: bool = False) -> int:
+        """Bytes in all; with ``device`` only where they lie on the device that they come from."""
+        place = rest.place(self.home) if self.rests else self.home
+        return 0 if device and place.device != self.home.device else self.count * self.numel * place.dtype.itemsize
+
+
 class Cache(ABC):
     """Cached values of one branch.
 
     Attributes:
         pending: the coming run, while the host has not read it.
+        grows: whether predicted steps add to what is held.
     """
 
     pending: Outlook | None = None
+    grows: bool = False
 
     @property
     @abstractmethod
@@ -79,6 +117,10 @@ class Cache(ABC):
         """Bytes held."""
         tensors = {id(t): t for t in self.held()}
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def holdings(self) -> Iterable[Holding]:
+        """What will be held once enough steps are computed, as far as those computed by now have shown."""
+        return ()
 
     @abstractmethod
     def forget(self) -> None:

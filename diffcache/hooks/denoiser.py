@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy
 from .attach import attach, detach
 from .branch import Branch
+from .budget import check_budget
 from .cache import Moment
 from .clock import Clock
 from .compiled import Around
@@ -111,6 +112,8 @@ class DenoiserHook(ModelHook):
         run = partial(forward, *args, **kwargs)
         try:
             result, computed = self._carry_out(verdict, branch, step, inputs, run)
+            if computed:
+                check_budget(self.recipe, list(self.segment.branches.values()))
         except BaseException:
             self.abort()
             raise

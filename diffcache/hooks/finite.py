@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .cache import Cache, Coming, Outlook
-from .outputs import flatten
+from .outputs import tensors_in_order
 
 
 class FiniteOutlook(Outlook):
     """If the result is not finite, some stored value is not: what is stored is dropped.
 
-    ``count`` predictions may follow at once; all of them get the alarm.
+    Args:
+        cache: of the branch.
+        result: of the denoiser.
+        count: predictions that may follow at once; all of them get the alarm.
+        more: flags on the device that must hold as well.
     """
 
-    def __init__(self, cache: Cache, result: Any, count: int) -> None:
-        tensors, _ = flatten(result)
-        self.numbers = torch.stack([~t.isfinite().all() for t in tensors]).any().float().reshape(1)
+    def __init__(self, cache: Cache, result: Any, count: int, more: Sequence[Tensor] = ()) -> None:
+        finite = [t.isfinite().all() for t in tensors_in_order(result)]
+        self.numbers = (~torch.stack([*finite, *more]).all()).float().reshape(1)
         self._cache, self._count = cache, count
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import inf, isnan
+from math import inf, isnan, prod
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels import combine, extrapolate
 from ..predictors import Fit, History, Horizon, TokenLayout, weights
 from ..predictors.base import Slope
-from .cache import Cache, Moment
+from .cache import Cache, Holding, Moment
 from .outlook import ForecastOutlook, prepare
 from .recipe import Recipe
 
@@ -67,6 +67,15 @@ class Forecast(Cache):
         for fit in self.fits or []:
             yield from (part for part in vars(fit).values() if isinstance(part, Tensor))
 
+    def holdings(self) -> Iterator[Holding]:
+        for history, layout in zip(self.histories, self.layouts, strict=True):
+            value = history.values[0]
+            yield Holding(value.numel(), history.home, history.depth)
+            axes = layout.features(value)
+            tokens = sum(view.numel() // prod(view.shape[axis] for axis in axes) for view in layout.split(value))
+            scalars = self.recipe.predictor.scalars(tokens, len(value) * len(layout.modalities))
+            yield Holding.scalars(scalars, history.home.device)
+
     # -- computed steps --------------------------------------------------------------------------------------------
 
     def record(self, values: Sequence[Tensor], moment: Moment) -> None:
@@ -75,7 +84,7 @@ class Forecast(Cache):
         own = self.wants_error and self._fitted and not self.recipe.predictor.knows_error
         self.missed = self._error(values, moment) if own else None
         if not self.histories:
-            self.histories = [History(self.recipe.predictor.depth) for _ in values]
+            self.histories = [History(self.recipe.predictor.depth, self.recipe.rest) for _ in values]
         for history, value in zip(self.histories, values, strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
@@ -87,7 +96,7 @@ class Forecast(Cache):
     @property
     def likeness(self) -> tuple[Any, ...]:
         """Branches that agree in this can be fitted together."""
-        shapes = [(h.values[0].shape, h.values[0].dtype, h.values[0].device, *h.times) for h in self.histories]
+        shapes = [(h.values[0].shape, h.values[0].dtype, *h.home, *h.times) for h in self.histories]
         return (*self.steps, self.wants_error, self.missed is None, self.fits is None, id(self.joint), *shapes)
 
     def expect(self, outlook: ForecastOutlook) -> None:
@@ -157,13 +166,13 @@ def _widened(envelope: tuple[float, float], value: float) -> tuple[float, float]
 
 
 def _predicted(history: History, layout: TokenLayout, slopes: tuple[Slope, ...]) -> Tensor:
-    out = torch.empty_like(history.values[0])
+    out = history.blank()
     if len(slopes) == 1 and not isinstance(slopes[0], Tensor):  # no token has a coefficient of its own
         each = slopes[0] if isinstance(slopes[0], list) else [slopes[0]]
         slope = _per_sample([s / history.gaps[0] for s in each], layout, out)
-        return extrapolate(*history.values[:2], slope, out=out)
+        return extrapolate(*history.newest(2), slope, out=out)
     coefficients = weights(slopes, history.gaps)
-    views = zip(*map(layout.split, history.values[: len(coefficients)]), strict=True)
+    views = zip(*map(layout.split, history.newest(len(coefficients))), strict=True)
     for i, (stored, target) in enumerate(zip(views, layout.split(out), strict=True)):
         combine(stored, [_rows(c, i, len(out)) for c in coefficients], out=target)
     return out

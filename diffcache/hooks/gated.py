@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..predictors.resting import Home, fetch, home_of
 from ..schedules import relative_change
 from .anatomy import find_block_lists
-from .cache import Cache, Moment
+from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .gate import GatedBody
 from .recipe import Recipe
@@ -23,11 +24,29 @@ class GatedCache(Forecast):
     def forget(self) -> None:
         super().forget()
         self.reference: Tensor | None = None
+        self._home: Home | None = None
 
     def held(self) -> Iterator[Tensor]:
         yield from super().held()
         if self.reference is not None:
             yield self.reference
+
+    def holdings(self) -> Iterator[Holding]:
+        yield from super().holdings()
+        if self.reference is not None:
+            yield Holding(self.reference.numel(), self._home)
+
+    def refer(self, heard: Tensor | None) -> None:
+        """The next signal is measured against ``heard``."""
+        moves = heard is not None and self.recipe.rest.moves(heard)
+        self._home = None if heard is None else home_of(heard)
+        self.reference = self.recipe.rest.keep(heard) if moves else heard
+
+    def change(self, heard: Tensor) -> Tensor:
+        """How far what is heard has moved; NaN, which means *compute*, if it is of another shape."""
+        if self.reference.shape != heard.shape:
+            return heard.new_full((), float("nan"))
+        return relative_change(self.recipe.rest.rounded(heard), fetch(self.reference, self._home))
 
 
 class GatedSite(BodyOutput, Asking):
@@ -54,12 +73,13 @@ class GatedSite(BodyOutput, Asking):
         return result
 
     def _refer(self, cache: GatedCache) -> None:
-        cache.reference, self.body.heard = self.body.heard, None
+        cache.refer(self.body.heard)
+        self.body.heard = None
 
     def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
         def decide(heard: Tensor) -> list[Tensor] | None:
             with torch.no_grad():
-                return None if judge(_change(heard, cache.reference)) else cache.predict(moment)
+                return None if judge(cache.change(heard)) else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
         if not replayed:
@@ -76,9 +96,3 @@ class GatedSite(BodyOutput, Asking):
         return super().hindrance(cache) or (
             None if cache.reference is not None else "nothing to compare the signal with"
         )
-
-
-def _change(now: Tensor, before: Tensor) -> Tensor:
-    if before.shape != now.shape:
-        return now.new_full((), float("nan"))  # means: compute
-    return relative_change(now, before)

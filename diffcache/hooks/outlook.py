@@ -134,7 +134,7 @@ class HostedOutlook(ForecastOutlook):
 
     def look(self, index: int, caches: Sequence[Forecast]) -> list[Tensor]:
         first = caches[0]
-        branches = [cache.histories[index].values for cache in caches]
+        branches = [cache.histories[index].newest() for cache in caches]
         self._sums.append(Sums(branches, first.layouts[index], first.histories[index].gaps, _steps(first)))
         return self._sums[index].parts
 
@@ -159,7 +159,7 @@ class DeviceOutlook(ForecastOutlook):
 
     def look(self, index: int, caches: Sequence[Forecast]) -> list[Tensor]:
         first, predictor = caches[0], self.recipe.predictor
-        branches = [cache.histories[index].values for cache in caches]
+        branches = [cache.histories[index].newest() for cache in caches]
         moments = measure_all(branches, first.histories[index].gaps, _steps(first), first.layouts[index])
         before = self.before[index] if self.before else None
         fit, error = (predictor.fit(moments), None) if before is None else predictor.refit(moments, before)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .anatomy import Anatomy
-from .cache import Moment
+from .cache import Holding, Moment
 from .forecast import Forecast
 from .grid import Grid
 from .modules import Unit
@@ -46,6 +46,11 @@ class PartialForecast(Forecast):
         yield from super().held()
         yield from self.tokens.held()
         yield from () if self.correction is None else (self.correction,)
+
+    def holdings(self) -> Iterator[Holding]:
+        yield from super().holdings()
+        yield from self.tokens.holdings()
+        yield from (Holding(h.values[0].numel(), h.home, rests=False) for h in self.histories)
 
     def turning(self) -> Tensor:
         """How much each token's velocity turned between the last three outputs, ``||v1 - v2||``; ``[tokens]``."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..predictors import TokenLayout
+from ..predictors.resting import waken
 from ..schedules import expected_change, transformation_rate
 from .anatomy import Anatomy
-from .cache import Cache, Moment
+from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .outputs import flatten
 from .sites import Asking, Judge, OutputSite, Run
@@ -66,17 +67,35 @@ class RateCache(Forecast):
     Memory besides the history: three inputs or outputs (last computed input and output, input of the previous step).
     """
 
+    grows = True  # after a predicted step the previous input is no longer the last computed one
+
     def forget(self) -> None:
         super().forget()
         self.forms: list[_Form] = []
         self.rates: list[Tensor] = []
         self.computed: list[tuple[Tensor, Tensor]] = []
         self.previous: list[Tensor] = []
+        self.measured: list[Holding] = []
 
     def held(self) -> Iterator[Tensor]:
         yield from super().held()
         yield from (tensor for pair in self.computed for tensor in pair)
         yield from (*self.previous, *self.rates)
+
+    def holdings(self) -> Iterator[Holding]:
+        yield from super().holdings()
+        yield from self.measured
+
+    def keep(self, drivers: list[Tensor], driven: list[Tensor]) -> None:
+        """What the next rate is measured with, of a computed step."""
+        self.measured = [*(Holding.like(x, 2) for x in drivers), *map(Holding.like, driven)]
+        self.measured += [Holding.scalars(len(x), x.device) for x in drivers]  # the rates
+        self.previous = self.kept(drivers)
+        self.computed = list(zip(self.previous, self.kept(driven), strict=True))
+
+    def kept(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Copies at rest."""
+        return [self.recipe.rest.keep(t) for t in tensors]
 
 
 class RateSite(OutputSite, Asking):
@@ -103,12 +122,17 @@ class RateSite(OutputSite, Asking):
         driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None] or [outputs[0][None]]
         if cache.computed:
             now = zip(drivers, driven, cache.computed, strict=True)
-            cache.rates = [transformation_rate((x, old_x), (v, old_v)) for x, v, (old_x, old_v) in now]
+            cache.rates = [
+                transformation_rate(self._pair(x, old_x), self._pair(v, old_v)) for x, v, (old_x, old_v) in now
+            ]
         cache.layouts = cache.layouts or [TokenLayout(1) for _ in outputs]
         parts = zip(cache.forms, outputs, bases, strict=True)
         cache.record([form.less(output, base) for form, output, base in parts], moment)
-        cache.previous = [x.clone() for x in drivers]
-        cache.computed = [(x, v.detach().clone()) for x, v in zip(cache.previous, driven, strict=True)]
+        cache.keep(drivers, driven)
+
+    def _pair(self, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What is seen now and what has rested, with digits alike."""
+        return self.recipe.rest.rounded(now), waken(before, now.device)
 
     def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None]) -> list[Tensor]:
         """The inputs whose change tells how far the outputs with a counterpart move; else the sample as one."""
@@ -119,11 +143,14 @@ class RateSite(OutputSite, Asking):
             inputs = self._inputs(run)
             drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms))
             parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
-            signal = torch.stack([expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]).amax()
+            changes = [
+                expected_change(rate, *self._pair(x, old_x), waken(v, x.device)) for rate, x, old_x, (_, v) in parts
+            ]
+            signal = torch.stack(changes).amax()
         if judge(signal):
             return self.compute(run, cache, moment), True
         result = self.predict(run, cache, moment, frozenset())
-        cache.previous = [x.clone() for x in drivers]
+        cache.previous = cache.kept(drivers)
         return result, False
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:

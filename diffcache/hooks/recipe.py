@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
 
-from ..predictors import Fit, Horizon, Moments, Predictor
+from ..predictors import Fit, Horizon, Moments, Predictor, Rest
 from ..predictors.base import Slope
+from ..predictors.resting import DTYPES
 from ..schedules import Schedule
 from ..schedules.calibration import Calibration
 from ..schedules.selectors import Selector
+from ..sizes import read_size
 
 #: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]; of a hosted predictor with
 #: totals and arrays in place of moments and tensors
@@ -65,6 +67,17 @@ class Recipe:
     keep: Callable[[int, float, str], float] | None = None
     calibration: Calibration | None = None
     calibrated: Callable[[str], Schedule] | None = None
+
+    @cached_property
+    def rest(self) -> Rest:
+        """How cached values rest."""
+        name = getattr(self.config, "cache_dtype", None)
+        return Rest(None if name is None else DTYPES[name], getattr(self.config, "offload", False))
+
+    @cached_property
+    def budget(self) -> int | None:
+        """Most bytes that may be held, or None."""
+        return read_size(getattr(self.config, "memory", None))
 
     def of(self, expert: str) -> Recipe:
         """The recipe of the denoiser ``expert``."""

@@ -19,11 +19,12 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..predictors.resting import home_of
 from ..schedules.selectors import Evidence
 from .anatomy import find_block_lists
 from .attach import HOOK_NAME, attach, detach
 from .body import close_to, repeatable
-from .cache import Cache, Moment
+from .cache import Cache, Holding, Moment
 from .finite import FiniteOutlook
 from .modules import Unit
 from .outputs import tensors_in_order
@@ -68,6 +69,9 @@ class TokenCache(Cache):
         for memory in self.memories.values():
             yield from memory.held()
         yield from (t for t in (self.age, self.seen) if t is not None)
+
+    def holdings(self) -> Iterator[Holding]:
+        return (Holding(t.numel(), home_of(t), rests=False) for t in self.held())
 
     def renew(self, stream: Tensor, step: int) -> None:
         """All tokens were computed at ``step``."""

@@ -7,152 +7,26 @@ module: of an attention or feed-forward before the block's gate, of a block the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from ..kernels import combine
-from ..predictors import Horizon
 from .attach import HOOK_NAME, attach, detach
-from .cache import Cache, Moment
+from .cache import Moment
 from .finite import FiniteOutlook
 from .modules import Unit
-from .ports import FeederPort, Port, placeholder, traced
+from .ports import FeederPort, Port, traced
 from .recipe import Recipe
 from .sites import Run, Site
+from .slots import Call, Slot, UnitCache
 from .streams import Links, Passage, Visit, named_tensors, trace, version
 
 _UNIT_NAME = f"{HOOK_NAME}_unit"
 _FEEDER_NAME = f"{HOOK_NAME}_feeder"
-
-#: a unit's name, and how often it had been called before in the pass
-Call = tuple[str, int]
-
-
-class _Slot:
-    """The last values of one call of a unit, newest first, with their times.
-
-    The tensors are the module's own, not copies. One that somebody writes to after it left its module is noticed by
-    its version and never used again.
-    """
-
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self.values: list[list[Tensor]] = []
-        self.versions: list[list[int]] = []
-        self.moments: list[Moment] = []
-        self.passage = Passage(None, (), ())
-
-    def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
-        kept = [_own(t) for t in tensors]
-        self.values = [kept, *self.values][: self.depth]
-        self.versions = [[t._version for t in kept], *self.versions][: self.depth]
-        self.moments = [moment, *self.moments][: self.depth]
-        self.passage = passage
-
-    def amend(self, tensors: list[Tensor], passage: Passage) -> None:
-        """Another reading of the newest results."""
-        kept = [_own(t) for t in tensors]
-        self.values[0], self.versions[0], self.passage = kept, [t._version for t in kept], passage
-
-    @property
-    def intact(self) -> bool:
-        return all(
-            t._version == v
-            for tensors, versions in zip(self.values, self.versions, strict=True)
-            for t, v in zip(tensors, versions, strict=True)
-        )
-
-    def fits(self, streams: Mapping[str, Tensor]) -> bool:
-        """Whether the streams that the values are added to are there, in the values' shapes."""
-        return all(
-            source is None or (source in streams and streams[source].shape == shape)
-            for source, shape in zip(self.passage.sources, self.passage.shapes, strict=True)
-        )
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor itself if it owns its memory and counts its versions, else a copy."""
-    tensor = tensor.detach()
-    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if part or tensor.is_inference() else tensor
-
-
-class UnitCache(Cache):
-    """Values of all units of one branch. Memory: ``depth * sum over units of numel(value) * element_size`` bytes."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.forget()
-
-    def forget(self) -> None:
-        self.slots: dict[Call, _Slot] = {}
-        self.feeds: dict[Call, Passage] = {}  # what feeders return
-        self.spoilt: str | None = None
-        self.pending = None
-        self._weights: dict[tuple[float, ...], list[float]] = {}
-
-    @property
-    def ready(self) -> bool:
-        least = self.recipe.predictor.least
-        return bool(self.slots) and all(len(slot.values) >= least for slot in self.slots.values())
-
-    @property
-    def fault(self) -> str | None:
-        """Why what is held must not be used, or None."""
-        intact = all(slot.intact for slot in self.slots.values())
-        return self.spoilt or (None if intact else "a stored result was written to by the model")
-
-    def held(self) -> Iterator[Tensor]:
-        return (t for slot in self.slots.values() for tensors in slot.values for t in tensors)
-
-    def put(self, call: Call, tensors: list[Tensor], passage: Passage, moment: Moment) -> _Slot:
-        """Store what a call of a unit has just computed."""
-        slot = self.slots.get(call)
-        if slot is None:
-            slot = self.slots[call] = _Slot(self.recipe.predictor.depth)
-        slot.push(tensors, passage, moment)
-        return slot
-
-    def get(self, slot: _Slot, moment: Moment) -> list[Tensor]:
-        """The unit's values for ``moment``; one stored value is handed out as it is."""
-        weights = self._weights_for(slot.moments, moment)
-        if len(weights) == 1:
-            return slot.values[0]
-        return [combine(stored, weights) for stored in zip(*slot.values[: len(weights)], strict=True)]
-
-    def stored(self, slots: Sequence[_Slot], moment: Moment) -> tuple[list[list[list[Tensor]]], Tensor | None]:
-        """The same before it is summed: of each slot the values that count, and their weights (None for one)."""
-        weights = self._weights_for(slots[0].moments, moment)
-        given = [slot.values[: len(weights)] for slot in slots]
-        if len(weights) == 1:
-            return given, None
-        # Not waited for: a prediction costs no synchronisation.
-        return given, torch.tensor(weights).to(given[0][0][0].device, non_blocking=True)
-
-    def passages(self) -> dict[str, list[Passage]]:
-        """What each call of each unit and feeder looks like, in order."""
-        found: dict[str, list[Passage]] = {}
-        for (name, _), slot in sorted(self.slots.items()):
-            found.setdefault(name, []).append(slot.passage)
-        for (name, _), passage in sorted(self.feeds.items()):
-            found.setdefault(name, []).append(passage)
-        return found
-
-    def _weights_for(self, stored: Sequence[Moment], now: Moment) -> list[float]:
-        key = (now.time, *(m.time for m in stored))
-        if key not in self._weights:
-            if len(self._weights) > 64:
-                self._weights.clear()
-            gaps = [a.time - b.time for a, b in pairwise(stored)]
-            horizon = Horizon(float(now.step - stored[0].step), now.time - stored[0].time, self.recipe.limit)
-            self._weights[key] = [float(w) for w in self.recipe.predictor.weights(gaps, horizon)]
-        return self._weights[key]
 
 
 @dataclass(frozen=True)
@@ -187,7 +61,7 @@ class UnitSite(Site):
         self.now: _Pass | None = None
         self._links = Links()
         self._settled = False  # whether a pass has shown the links
-        self._latest: tuple[_Slot, Visit] | None = None  # until then, the block called last
+        self._latest: tuple[Slot, Visit] | None = None  # until then, the block called last
         self._hooks: list[_UnitHook] = []
         self._feeder_hooks: list[_FeederHook] = []
         # Of compiled calls: the form of the coming one, and by form what calls look like that were seen.
@@ -208,7 +82,7 @@ class UnitSite(Site):
         elif self._form is not None and self._form not in self._seen and cache.spoilt is None:
             self._seen[self._form] = cache.passages()
         if moment.ahead or self.recipe.predictor.depth > 1:  # older values count in later predictions, too
-            cache.pending = FiniteOutlook(cache, result, len(moment.ahead))
+            cache.pending = FiniteOutlook(cache, result, len(moment.ahead), cache.narrowed())
         return result
 
     def before(self, unit: Unit, streams: dict[str, Tensor]) -> None:
@@ -221,7 +95,7 @@ class UnitSite(Site):
         """The passage of a unit's call, as far as it is known by now."""
         return self._links.told(visit.block, visit.passage) if visit.streams else visit.passage
 
-    def after(self, visit: Visit, slot: _Slot) -> None:
+    def after(self, visit: Visit, slot: Slot) -> None:
         """A unit was called, and its results are stored."""
         if visit.streams and not self._settled:
             self._links.leave(visit)
@@ -248,7 +122,7 @@ class UnitSite(Site):
     def predict(self, run: Run, cache: UnitCache, moment: Moment, kinds: frozenset[str]) -> Any:
         result = self._run(run, _Pass(cache, moment, kinds))
         if kinds:
-            cache.pending = FiniteOutlook(cache, result, 0)
+            cache.pending = FiniteOutlook(cache, result, 0, cache.narrowed())
         return result
 
     def _run(self, run: Run, now: _Pass) -> Any:
@@ -279,8 +153,7 @@ class UnitSite(Site):
                 hook.port.give(passages, *now.cache.stored(slots, now.moment))
         for hook in self._feeder_hooks:
             if not now.computes(hook.unit) and hook.name in seen:
-                like = now.cache.slots[hook.unit.name, 0].values[0][0]
-                hook.port.rest(like, seen[hook.name])
+                hook.port.rest(now.cache.slots[hook.unit.name, 0].newest()[0], seen[hook.name])
 
     def _collect(self, now: _Pass, seen: Mapping[str, list[Passage]]) -> None:
         """Store what units in a graph have computed."""
@@ -354,7 +227,7 @@ class _UnitHook(ModelHook):
         self.site.after(visit, slot)
         return result
 
-    def _predict(self, now: _Pass, slot: _Slot, streams: dict[str, Tensor]) -> Any:
+    def _predict(self, now: _Pass, slot: Slot, streams: dict[str, Tensor]) -> Any:
         with torch.no_grad():
             values = now.cache.get(slot, now.moment)
             return slot.passage.template.rebuild(slot.passage.onto(streams, values))
@@ -377,8 +250,8 @@ class _FeederHook(ModelHook):
         call = self.name, now.calls[self.unit.name]
         known = now.cache.feeds.get(call)
         if known is not None and not now.computes(self.unit):
-            value = now.cache.slots[now.call(self.unit.name)].values[0][0]
-            return known.template.rebuild([placeholder(value, shape) for shape in known.shapes])
+            slot = now.cache.slots[now.call(self.unit.name)]
+            return known.template.rebuild([slot.placeholder(shape) for shape in known.shapes])
         result = self.fn_ref.original_forward(*args, **kwargs)
         now.cache.feeds[call], _ = trace(module, {}, result)
         return result

@@ -11,12 +11,12 @@ Weight = float | Tensor
 
 
 def combine(values: Sequence[Tensor], weights: Sequence[Weight], out: Tensor | None = None) -> Tensor:
-    """``sum_j weights[j] * values[j]``, accumulated in fp32 and rounded once to the dtype of ``values[0]``.
+    """``sum_j weights[j] * values[j]``, accumulated in fp32 and rounded once to the dtype of ``out``.
 
     Args:
         values: stored outputs of one shape, newest first.
         weights: one per value; a float, or a tensor that broadcasts to the shape (one number per token).
-        out: where to write; a view is fine. A new tensor by default, never one of ``values``.
+        out: where to write; a view is fine. A new tensor of ``values[0]``'s dtype by default, never one of ``values``.
 
     Returns:
         ``out``.
@@ -43,12 +43,12 @@ def extrapolate(new: Tensor, old: Tensor, slope: Weight, out: Tensor) -> Tensor:
     Args:
         new, old: stored outputs of one shape.
         slope: a float, or a tensor that broadcasts to the shape (one number per token).
-        out: where to write, of the values' dtype; a view is fine.
+        out: where to write; a view is fine.
 
     Returns:
         ``out``.
     """
-    if new.dtype == torch.float32:
+    if new.dtype == out.dtype == torch.float32:
         return torch.lerp(new, old, -slope, out=out)
     return out.copy_(torch.lerp(new.float(), old.float(), -slope))
 

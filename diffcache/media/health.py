@@ -1,57 +1,116 @@
-"""Whether this installation can sample and write: versions, devices, codecs, embedded weights."""
+"""Whether this installation can sample and write: versions, devices, extras, codecs, embedded weights."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
-_PACKAGES = ("torch", "diffusers", "transformers", "triton", "torchmetrics", "pillow", "av")
-
-
-def examine() -> tuple[list[tuple[str, str]], bool]:
-    """Facts as (name, value), and whether everything that is needed works."""
-    import torch
-
-    facts = [("python", platform.python_version()), ("system", f"{platform.system()} {platform.machine()}")]
-    facts += [(name, _version(name)) for name in _PACKAGES]
-    devices = [f"cpu ({os.cpu_count()} cores)"]
-    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    mps = getattr(torch.backends, "mps", None)
-    devices += ["mps"] if mps is not None and mps.is_available() else []
-    codec = _codec()
-    models = _embedded()
-    facts += [("devices", ", ".join(devices)), ("mp4", codec), *models]
-    missing = any(_version(name) == "missing" for name in _PACKAGES if name != "triton")
-    return facts, not missing and all(value.startswith("loads") for _, value in models)
+_NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "torchmetrics", "pillow", "av")
+#: package -> what it is for
+_OPTIONAL = {
+    "triton": "fused kernels on a GPU",
+    "peft": "LoRA adapters",
+    "torchao": "quantised weights",
+    "bitsandbytes": "quantised weights on CUDA",
+    "cache-dit": "comparisons with it",
+}
 
 
-def _version(name: str) -> str:
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        value: what was found.
+        state: ``ok``, ``optional`` (missing, and only some things need it) or ``broken``.
+        remedy: the command that helps, or "".
+    """
+
+    name: str
+    value: str
+    state: str = "ok"
+    remedy: str = ""
+
+
+def examine() -> list[Check]:
+    """Everything that was found; the installation is healthy if nothing is broken."""
+    checks = [Check("python", platform.python_version()), Check("system", f"{platform.system()} {platform.machine()}")]
+    checks += map(_needed, _NEEDED)
+    if any(check.state == "broken" for check in checks):
+        return checks  # without these nothing else can be asked
+    checks += [*_devices(), *(_optional(name, use) for name, use in _OPTIONAL.items()), _codec(), *_embedded()]
+    return checks
+
+
+def _needed(name: str) -> Check:
+    found = _version(name)
+    return Check(name, found) if found else Check(name, "missing", "broken", _install(name))
+
+
+def _optional(name: str, use: str) -> Check:
+    found = _version(name)
+    if found and find_spec(name.replace("-", "_")) is not None:
+        return Check(name, f"{found}, for {use}")
+    return Check(name, f"not installed, for {use}", "optional", _install(name))
+
+
+def _install(name: str) -> str:
+    return f"{sys.executable} -m pip install {name}"
+
+
+def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "missing"
+        return None
 
 
-def _codec() -> str:
+def _devices() -> list[Check]:
+    import torch
+
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    found = [Check("cpu", f"{cores} cores, torch uses {threads} threads")]
+    for i in range(torch.cuda.device_count()):
+        size = torch.cuda.get_device_properties(i).total_memory / 1e9
+        found.append(Check(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {size:.0f} GB"))
+    mps = getattr(torch.backends, "mps", None)
+    if mps is not None and mps.is_available():
+        found.append(Check("mps", "available"))
+    if len(found) == 1:
+        why = "" if torch.version.cuda or torch.version.hip else " (this torch is built for the CPU alone)"
+        help_ = "" if torch.version.cuda or torch.version.hip else "https://pytorch.org/get-started/locally"
+        found.append(Check("gpu", f"none{why}: everything works, large models are slow", "optional", help_))
+    return found
+
+
+def _codec() -> Check:
     from .writing import mp4_codec
 
     try:
-        return {"libx264": "H.264", "h264": "H.264"}.get(mp4_codec(), "MPEG-4 (no H.264 encoder here)")
+        codec = mp4_codec()
     except ImportError:
-        return "cannot be written: av is missing"
+        return Check("mp4", "cannot be written: av cannot be imported", "broken", _install("av"))
+    return Check("mp4", {"libx264": "H.264", "h264": "H.264"}.get(codec, "MPEG-4 (no H.264 encoder here)"))
 
 
-def _embedded() -> list[tuple[str, str]]:
+def _embedded() -> list[Check]:
     from ..zoo import list_models, load_pipeline
+    from .session import hide_bars
 
-    facts = []
+    checks = []
     for entry in (e for e in list_models().values() if e.embedded):
+        hide_bars(entry)
         try:
             pipe = load_pipeline(entry.name)
         except Exception as error:  # whatever it is, the examination goes on
-            facts.append((entry.name, " ".join(str(error).split())))
+            remedy = f"{sys.executable} -m pip install --force-reinstall --no-deps diffcache"
+            checks.append(Check(entry.name, " ".join(str(error).split()), "broken", remedy))
             continue
         count = sum(p.numel() for p in pipe.transformer.parameters())
-        facts.append((entry.name, f"loads, denoiser of {count / 1e6:.1f} M parameters"))
-    return facts
+        checks.append(Check(entry.name, f"loads, denoiser of {count / 1e6:.1f} M parameters"))
+    return checks

@@ -122,6 +122,13 @@ def _device(text: str | None) -> torch.device:
 def _dtype(text: str | None, entry: ZooEntry | None, device: torch.device) -> torch.dtype | None:
     if text is None:
         return torch.bfloat16 if device.type == "cuda" and not (entry and entry.embedded) else None
+    return read_dtype(text)
+
+
+def read_dtype(text: str | None) -> torch.dtype | None:
+    """A dtype as a user writes it; raises ConfigError for another word."""
+    if text is None:
+        return None
     long = next((name for name, short in DTYPES.items() if text in (name, short)), None)
     if long is None:
         raise ConfigError(unknown("dtype", text, DTYPES))
@@ -129,7 +136,7 @@ def _dtype(text: str | None, entry: ZooEntry | None, device: torch.device) -> to
 
 
 def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device: torch.device) -> Any:
-    _hide_bars(entry)
+    hide_bars(entry)
     try:
         pipe = load_pipeline(model, torch_dtype=dtype, device=device)
     except ModelNotAvailableError as error:
@@ -143,7 +150,7 @@ def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device:
     return pipe
 
 
-def _hide_bars(entry: ZooEntry | None) -> None:
+def hide_bars(entry: ZooEntry | None) -> None:
     """The libraries' loading bars are for downloads on a terminal; what ships with the package loads at once."""
     if sys.stderr.isatty() and not (entry and entry.embedded):
         return

@@ -50,6 +50,8 @@ def tabulate(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; the first column is never wrapped."""
     table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
     console().print(table)

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
 
 from ..errors import ConfigError, ScheduleFileError
 from ..hooks.recipe import Recipe
 from ..predictors import Predictor, Taylor
+from ..predictors.resting import DTYPES
 from ..schedules import NEVER, Schedule
-from .checks import check_number
+from .checks import check_choice, check_number, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,10 @@ class MethodConfig(ABC):
         cooldown: last steps that are always computed.
         max_skip: longest run of predicted steps; 0 never skips.
         exact: whether what does not depend on sample and timestep is computed once a trajectory (docs/exact.md).
+        memory: most that may be held for reuse on the denoiser's device, in bytes or as text (``"200MB"``,
+            ``"1.5GiB"``); less than the method needs is refused with what it needs (docs/memory.md). None: no limit.
+        cache_dtype: dtype in which cached values rest: ``float16``, ``bfloat16`` or ``float32``; None is their own.
+        offload: whether cached values rest on the CPU; changes nothing for a denoiser that is there itself.
     """
 
     method: ClassVar[str] = ""
@@ -36,16 +42,29 @@ class MethodConfig(ABC):
     cooldown: int = 1
     max_skip: int = 8
     exact: bool = False
+    memory: int | str | None = None
+    cache_dtype: str | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "max_skip"):
             check_number(name, getattr(self, name), 0, NEVER, whole=True)
         if not isinstance(self.exact, bool):
             raise ConfigError(f"exact: {self.exact!r} is out of range, must be True or False")
+        self._check_memory()
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 - most subclasses check something, not all must
         """Check the fields that the subclass adds; raises ConfigError with field, value and what would be right."""
+
+    def _check_memory(self) -> None:
+        check_size("memory", self.memory)
+        if isinstance(self.cache_dtype, torch.dtype):
+            object.__setattr__(self, "cache_dtype", str(self.cache_dtype).removeprefix("torch."))
+        if self.cache_dtype is not None:
+            check_choice("cache_dtype", self.cache_dtype, list(DTYPES))
+        if not isinstance(self.offload, bool):
+            raise ConfigError(f"offload: {self.offload!r} is out of range, must be True or False")
 
     @abstractmethod
     def recipe(self) -> Recipe:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError, unknown
 from ..schedules import NEVER
+from ..sizes import read_size
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
@@ -20,3 +21,18 @@ def check_number(name: str, value: Any, low: float, high: float, whole: bool) ->
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise ConfigError(f"{name}: {unknown('value', str(value), known)}")
+
+
+def check_size(name: str, value: Any) -> None:
+    if value is not None and read_size(value) is None:
+        raise ConfigError(f"{name}: {value!r} is not a size, must be a number of bytes or like '200MB', '1.5GiB'")
+
+
+def check_as_it_is(config: Any) -> None:
+    """Partial steps write into what is cached, row by row: it cannot rest in another dtype or place."""
+    for name in ("cache_dtype", "offload"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name}: {getattr(config, name)!r} is out of range, must be unset: {config.method} renews what it "
+                "caches token by token"
+            )

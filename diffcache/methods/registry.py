@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from dataclasses import fields
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
+from ..plugins import load_plugins
 from .base import MethodConfig, NoneConfig
 from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
 from .exact import ExactConfig
@@ -57,18 +56,11 @@ def list_methods() -> dict[str, type[MethodConfig]]:
 
 @cache
 def _plugins() -> dict[str, type[MethodConfig]]:
-    found = {}
-    for point in entry_points(group=PLUGINS):
-        try:
-            config = point.load()
-        except Exception as error:  # somebody else's code: whatever it is, the other methods must stay usable
-            warnings.warn(f"method {point.name}: its plugin cannot be loaded: {error}", stacklevel=2)
-            continue
-        if isinstance(config, type) and issubclass(config, MethodConfig) and config.method == point.name:
-            found[point.name] = config
-        else:
-            warnings.warn(f"method {point.name}: {point.value} is no MethodConfig of that name", stacklevel=2)
-    return found
+    return load_plugins(PLUGINS, "method", "MethodConfig", _is_method)
+
+
+def _is_method(plugin: Any, name: str) -> bool:
+    return isinstance(plugin, type) and issubclass(plugin, MethodConfig) and plugin.method == name
 
 
 def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodConfig:

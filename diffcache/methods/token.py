@@ -12,7 +12,7 @@ from ..predictors import Taylor
 from ..schedules import NEVER, Interval
 from ..schedules.selectors import SCORES, Selector
 from .base import MethodConfig
-from .checks import check_choice, check_number
+from .checks import check_as_it_is, check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class TokenConfig(MethodConfig):
     oldest: int = 8
 
     def validate(self) -> None:
+        check_as_it_is(self)
         check_number("interval", self.interval, 1, NEVER, whole=True)
         check_number("keep", self.keep, 0, 1, whole=False)
         check_number("depth", self.depth, -1, 1, whole=False)

@@ -16,7 +16,7 @@ from ..predictors.hermite import HeterogeneousFit
 from ..schedules import NEVER, ChaoticSkipping, Guarded, chaotic_drift, sample_drift, turning_drift
 from ..schedules.selectors import Selector
 from .base import MethodConfig
-from .checks import check_choice, check_number
+from .checks import check_as_it_is, check_choice, check_number
 from .forecast import check_computed
 
 
@@ -155,12 +155,13 @@ class WorldCachePartialConfig(WorldCacheConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     keep: float = 0.25
-    score: str = "turning"
+    score: str = "input"
     age_weight: float = 0.0
     oldest: int = 0
 
     def validate(self) -> None:
         super().validate()
+        check_as_it_is(self)
         if self.faithful:
             raise ConfigError("faithful: True is out of range, must be False: the paper recomputes no token")
         check_number("keep", self.keep, 0, 1, whole=False)

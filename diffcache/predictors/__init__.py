@@ -6,6 +6,7 @@ from .history import History
 from .layout import Modality, TokenLayout
 from .moments import Moments, energy, measure, measure_all, spread
 from .polynomial import Taylor
+from .resting import Rest
 from .sample_trend import Pace, SampleFit, SampleTrend
 from .scaled_hermite import ScaledHermite
 from .static import Static
@@ -22,6 +23,7 @@ __all__ = [
     "Moments",
     "Pace",
     "Predictor",
+    "Rest",
     "Sample",
     "SampleFit",
     "SampleTrend",

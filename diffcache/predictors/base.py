@@ -67,6 +67,15 @@ class Predictor(ABC):
     hosted: bool = False
     independent: bool = True
 
+    def scalars(self, tokens: int, samples: int) -> int:
+        """How many fp32 numbers a fit holds besides the stored outputs.
+
+        Args:
+            tokens: of all samples together.
+            samples: rows of the batch, times modalities.
+        """
+        return 0
+
     @abstractmethod
     def fit(self, moments: Moments) -> Fit:
         """Fix the coefficients. Tensor maths only: no host synchronisation."""

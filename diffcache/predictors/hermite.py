@@ -57,6 +57,9 @@ class Heterogeneous(Predictor):
     def __init__(self, stable: float = 0.3, chaotic: float = 0.6) -> None:
         self.levels = (stable, chaotic)
 
+    def scalars(self, tokens: int, samples: int) -> int:
+        return 3 * tokens
+
     def fit(self, moments: Moments) -> HeterogeneousFit:
         score = curvature(moments)
         low, high = pooled_quantiles(score, self.levels).unbind()

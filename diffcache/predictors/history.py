@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .resting import Home, Rest, home_of, waken
+
 
 class History:
     """The last ``depth`` computed values of one tensor, with the time of each.
@@ -14,12 +16,17 @@ class History:
 
     Args:
         depth: number of values kept (>= 1).
+        rest: how they rest; ``element_size`` is that of the dtype in which they do.
+
+    Attributes:
+        home: dtype and device of the values that are pushed.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, rest: Rest | None = None) -> None:
         if depth < 1:
             raise ValueError(f"depth: {depth} is out of range, must be >= 1")
-        self.depth = depth
+        self.depth, self.rest = depth, rest or Rest()
+        self.home: Home | None = None
         self._slots: list[Tensor] = []
         self._times: list[float] = []
 
@@ -28,8 +35,17 @@ class History:
 
     @property
     def values(self) -> list[Tensor]:
-        """Stored values, newest first (no copy)."""
+        """Stored values as they rest, newest first (no copy)."""
         return self._slots
+
+    def newest(self, count: int | None = None) -> list[Tensor]:
+        """The ``count`` newest values, all by default, on the device where they are used; no copy of one that rests
+        there."""
+        return [waken(slot, self.home.device) for slot in self._slots[:count]]
+
+    def blank(self) -> Tensor:
+        """Memory for one value as it was pushed, not yet filled."""
+        return torch.empty(self._slots[0].shape, dtype=self.home.dtype, device=self.home.device)
 
     @property
     def times(self) -> list[float]:
@@ -49,8 +65,9 @@ class History:
     def push(self, value: Tensor, time: float) -> None:
         """Store a copy of ``value`` at ``time``; the oldest value is overwritten once the ring is full."""
         full = len(self._slots) == self.depth
-        slot = self._slots.pop() if full else torch.empty_like(value, memory_format=torch.contiguous_format)
-        slot.copy_(value.detach())
+        slot = self._slots.pop() if full else self.rest.room(value, torch.contiguous_format)
+        self.rest.put(value, slot)
+        self.home = home_of(value)
         self._slots.insert(0, slot)
         self._times.insert(0, time)
         del self._times[self.depth :]

@@ -33,6 +33,9 @@ class Trend(Predictor):
     def __init__(self, share: float = 1.0, feedback: bool = False) -> None:
         self.share, self.feedback = share, feedback
 
+    def scalars(self, tokens: int, samples: int) -> int:
+        return (samples if self.share == float("inf") else tokens) + (3 * samples if self.feedback else 0)
+
     def fit(self, moments: Moments) -> TrendFit:
         ratio = _ratio(moments, self.share)
         if not self.feedback:

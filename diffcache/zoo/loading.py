@@ -26,12 +26,17 @@ class ModelNotAvailableError(RuntimeError):
 
 
 def load_pipeline(
-    name: str, *, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name: str,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    download: bool = True,
 ) -> DiffusionPipeline:
     """The pipeline of a zoo name, a local folder or a hub id, on ``device`` and in ``torch_dtype``.
 
     Embedded models are fp32 and stay on the CPU unless told otherwise; for other models None leaves the choice to
-    diffusers. A hub model is taken from the local cache if it is complete there and is downloaded otherwise.
+    diffusers. A hub model is taken from the local cache if it is complete there and is downloaded otherwise, unless
+    ``download`` is False.
 
     Raises `ModelNotAvailableError` for an unknown name, missing or damaged files and a failed download.
     """
@@ -40,7 +45,7 @@ def load_pipeline(
     if (entry and entry.embedded) or (not entry and is_own_folder(folder)):
         pipeline = load_folder(folder, torch_dtype)
     elif entry or folder.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        pipeline = _load_with_diffusers(entry.source if entry else name, entry, torch_dtype)
+        pipeline = _load_with_diffusers(entry.source if entry else name, entry, torch_dtype, download)
     else:
         raise ModelNotAvailableError(unknown("model", name, list_models()))
     return pipeline if device is None else pipeline.to(device)
@@ -113,20 +118,33 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _load_with_diffusers(source: str, entry: ZooEntry | None, torch_dtype: torch.dtype | None) -> DiffusionPipeline:
+def _load_with_diffusers(
+    source: str, entry: ZooEntry | None, torch_dtype: torch.dtype | None, download: bool
+) -> DiffusionPipeline:
     """`DiffusionPipeline.from_pretrained`, from the cache if everything is there, else from the hub."""
-    import diffusers
-
-    cls = getattr(diffusers, entry.pipeline) if entry else diffusers.DiffusionPipeline
+    cls = _pipeline_class(entry)
     options = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
     error: Exception | None = None
-    for local_only in (True, False) if not Path(source).is_dir() else (True,):
+    for local_only in (True, False) if download and not Path(source).is_dir() else (True,):
         try:
             return cls.from_pretrained(source, local_files_only=local_only, **options)
         except Exception as failure:  # hub, network, disk and weight errors share no base class
             error = failure
     label = f"{entry.name} ({source})" if entry else source
-    raise ModelNotAvailableError(f"{label}: {_cause(error)}; try --model tiny-wan") from error
+    cause = _cause(error) if download else "not in the local cache"
+    raise ModelNotAvailableError(f"{label}: {cause}; try --model tiny-wan") from error
+
+
+def _pipeline_class(entry: ZooEntry | None) -> Any:
+    """The entry's pipeline class, of diffusers or of the package that it names."""
+    import diffusers
+
+    module, _, name = (entry.pipeline if entry else "DiffusionPipeline").rpartition(":")
+    try:
+        return getattr(importlib.import_module(module) if module else diffusers, name)
+    except (ImportError, AttributeError) as error:
+        found = _first_line(error)
+        raise ModelNotAvailableError(f"{entry.name}: its pipeline {entry.pipeline} is missing: {found}") from error
 
 
 def _cause(error: BaseException | None) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from ..plugins import load_plugins
+
 EMBEDDED = "embedded"
+
+PLUGINS = "diffcache.models"
+"""Entry point group: a distribution that names a :class:`ZooEntry` there adds a model."""
 
 
 @dataclass(frozen=True)
 class ZooEntry:
     """One model by name.
 
-    ``source`` is ``"embedded"`` or a hub id; ``pipeline`` the name of the pipeline class; ``task`` one of
+    ``source`` is ``"embedded"``, a hub id or a folder; ``pipeline`` the name of a pipeline class of diffusers, or
+    ``"module:Class"`` of another package; ``task`` one of
     ``text-to-video``, ``image-to-video``, ``world``, ``text-to-image`` and ``class-to-image``. ``height`` and ``width``
     are in pixels, ``num_frames`` is 1 for images. ``guidance_scale`` is None where the pipeline has no such argument or
     must not be given one. ``call`` holds further call defaults and ``methods`` maps a caching method to overrides.
@@ -227,5 +234,15 @@ _ENTRIES = (
 
 
 def list_models() -> dict[str, ZooEntry]:
-    """Every known model by name, the embedded ones first."""
-    return {entry.name: entry for entry in _ENTRIES}
+    """Every known model by name: the embedded ones, the hub's, then those of installed plugins."""
+    known = {entry.name: entry for entry in _ENTRIES}
+    return {**known, **{name: entry for name, entry in _plugins().items() if name not in known}}
+
+
+@cache
+def _plugins() -> dict[str, ZooEntry]:
+    return load_plugins(PLUGINS, "model", "ZooEntry", _is_model)
+
+
+def _is_model(plugin: Any, name: str) -> bool:
+    return isinstance(plugin, ZooEntry) and plugin.name == name and not plugin.embedded

@@ -1,0 +1,209 @@
+"""What can be used where, and why not: ``diffcache methods | models | info | doctor``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_options import Debug, Dtype, Frames, Guidance, Image, Pixels, Prompt
+from .errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from .media.facts import Subject
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _listed(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``find`` returns; plugins that cannot be loaded are named on stderr."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        found = find()
+    for note in dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, UserWarning)):
+        print(f"warning: {' '.join(note.split())}", file=sys.stderr)
+    return found
+
+
+METHODS_EPILOG = "Examples:\n\n  diffcache methods\n\n  diffcache methods worldcache\n\n  diffcache methods --json"
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Explain the fields of one method.")] = None, as_json: Json = False
+) -> None:
+    """List the methods: what each does, where, whether it needs a calibration, and its memory.
+
+    With a name: its fields with defaults and meanings, and its presets. A field is set by --set FIELD=VALUE.
+    """
+    from .media.facts import describe_method
+    from .media.terminal import say, tabulate
+    from .methods import list_methods
+
+    known = _listed(list_methods)
+    if name is not None and name not in known:
+        raise ConfigError(unknown("method", name, known))
+    facts = {n: describe_method(c) for n, c in known.items() if name in (None, n)}
+    if as_json:
+        _print_json(facts if name is None else facts[name])
+    elif name is None:
+        columns = ("method", "what it does", "site", "calibration", "memory of one branch", "presets")
+        tabulate(columns, [_row(n, f) for n, f in facts.items()])
+        say("numel counts numbers, element_size is that of the dtype in which values rest (cache_dtype).")
+        say("Fields of a method: diffcache methods NAME. Bytes, for a model: diffcache info MODEL --method NAME")
+    else:
+        _explain(name, facts[name])
+
+
+def _row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
+    formula = re.split(r", where|;", facts["memory"])[0]  # the rest stands in the method's own page
+    presets = ", ".join(facts["presets"]) or "none"
+    return name, facts["summary"], facts["site"], facts["calibration"], formula, presets
+
+
+def _explain(name: str, facts: dict[str, Any]) -> None:
+    from .media.terminal import say, tabulate
+
+    say(f"{name}: {facts['summary']}\n\n{facts['text']}\n")
+    rows = [(field, json.dumps(f["default"]), f["meaning"]) for field, f in facts["fields"].items()]
+    tabulate(("field", "default", "meaning"), rows)
+    for preset, values in facts["presets"].items():
+        say(f"Preset {name}:{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+    say(f"Try: diffcache sample --method {name} --compare")
+
+
+def models(as_json: Json = False) -> None:
+    """List the models known by name, and whether they are here. The embedded ones need no network."""
+    from dataclasses import asdict
+
+    from .media.facts import presence
+    from .media.terminal import tabulate
+    from .zoo import list_models
+
+    known = _listed(list_models)
+    here = {name: presence(entry) for name, entry in known.items()}
+    if as_json:
+        _print_json({name: {**asdict(entry), "here": here[name]} for name, entry in known.items()})
+        return
+    rows = [
+        (e.name, "embedded" if e.embedded else e.source, e.task, e.description, here[e.name]) for e in known.values()
+    ]
+    tabulate(("model", "source", "task", "what it is", "here"), rows)
+
+
+INFO_EPILOG = (
+    "Examples:\n\n  diffcache info tiny-wan\n\n  diffcache info tiny-wan --method taylorseer --frames 9\n\n"
+    "  diffcache info wan2.1 --method worldcache:cache_dtype=float16 --height 480 --width 832 --json"
+)
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Zoo name (see: diffcache models), folder of a pipeline, or hub id.")],
+    method: Annotated[
+        str | None, typer.Option(help="Estimate what this method would hold: a name with fields, or a file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    prompt: Prompt = None,
+    image: Image = None,
+    guidance: Guidance = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's anatomy, which methods work on it and why others do not, and the command that samples it.
+
+    With --method: how much memory that would hold, before anything is computed. Nothing is downloaded.
+    """
+    from .media.facts import Subject
+    from .media.request import Request, check_model
+
+    entry = check_model(model)
+    request = Request(prompt, None, None, image, None, steps, 0, guidance, height, width, frames)
+    subject = Subject(model, entry, request, dtype)
+    estimate = None if method is None else subject.estimate(method, settings or [])
+    if as_json:
+        _print_json(subject.to_dict(estimate))
+    elif estimate is not None:
+        _show_estimate(subject, estimate)
+    else:
+        _show(subject)
+
+
+def _show(subject: Subject) -> None:
+    from .media.terminal import say, summarise, tabulate
+
+    summarise(subject.name, subject.facts())
+    if subject.missing:
+        say(f"\nAnatomy and methods cannot be told: {subject.missing}")
+        return
+    rows = [(a["expert"], a["class"], a["size"], a["blocks"], a["sites"], a["units"]) for a in subject.anatomy()]
+    tabulate(("denoiser", "class", "weights", "blocks", "sites", "units"), rows)
+    tabulate(("method", "here", "why not, or what it needs"), subject.methods())
+    say(f"Memory of a method: diffcache info {subject.name} --method worldcache")
+
+
+def _show_estimate(subject: Subject, estimate: Any) -> None:
+    from .media.terminal import say, summarise, tabulate
+    from .sizes import size_text
+
+    summarise(f"{subject.name} · {estimate.method}", [("denoiser", size_text(estimate.denoiser_bytes))])
+    rows = [
+        (b.expert, b.branch, *_sizes(b.cached_bytes, b.device_bytes, estimate.denoiser_bytes))
+        for b in estimate.branches
+    ]
+    total = _sizes(estimate.cached_bytes, estimate.device_bytes, estimate.denoiser_bytes)
+    tabulate(("denoiser", "branch", "cached", "on its device", "of its weights"), [*rows, ("total", "", *total)])
+    say("Exact savings come on top; stats() has the real figures after a run. memory= limits what is on the device.")
+
+
+def _sizes(cached: int, device: int, denoiser: int) -> tuple[str, str, str]:
+    from .sizes import size_text
+
+    return size_text(cached), size_text(device), f"{100 * cached / denoiser:.2g}%"
+
+
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Check the installation: versions, devices, extras, and whether the embedded weights load.
+
+    What is missing comes with the command that gets it. Exit code 1 only if something needed is broken.
+    """
+    from dataclasses import asdict
+
+    from . import __version__
+    from .media.health import examine
+    from .media.terminal import say, summarise
+
+    checks = examine()
+    healthy = all(check.state != "broken" for check in checks)
+    if as_json:
+        _print_json({"diffcache": __version__, "healthy": healthy, "checks": [asdict(check) for check in checks]})
+    else:
+        summarise(f"diffcache {__version__}", [(check.name, check.value) for check in checks])
+        for state, title in (("broken", "Broken, needed:"), ("optional", "Not here, only some things need it:")):
+            wrong = [check for check in checks if check.state == state and check.remedy]
+            if wrong:
+                say("\n".join([f"\n{title}", *(f"  {check.name}: {check.remedy}" for check in wrong)]))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog=METHODS_EPILOG)(methods)
+    app.command(epilog="Examples:\n\n  diffcache models\n\n  diffcache models --json")(models)
+    app.command(epilog=INFO_EPILOG)(info)
+    app.command(epilog="Examples:\n\n  diffcache doctor\n\n  diffcache doctor --json")(doctor)

@@ -1,0 +1,51 @@
+"""What a method's docstring says about it, in parts: the fields' meanings, and the memory formula."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from .base import MethodConfig
+from .calibrated import CalibratedConfig
+
+
+def memory_formula(config: type[MethodConfig]) -> str:
+    """Memory of one branch in words; of the nearest class that states one."""
+    for cls in _family(config):
+        found = re.search(r"Memory of one\s+branch: (.+?)(?:\.\s|\.?$|\n\n)", inspect.cleandoc(cls.__doc__ or ""), re.S)
+        if found:
+            return " ".join(found[1].replace("`", "").split())
+    return "nothing"
+
+
+def field_meanings(config: type[MethodConfig]) -> dict[str, str]:
+    """Field -> what its docstring says, of the nearest class that says it."""
+    meanings: dict[str, str] = {}
+    for cls in _family(config):
+        for names, text in _arguments(inspect.cleandoc(cls.__doc__ or "")):
+            for name in names.split(", "):
+                meanings.setdefault(name, text)
+    return meanings
+
+
+def _arguments(text: str) -> list[tuple[str, str]]:
+    _, _, section = text.partition("Args:\n")
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.+(?:\n {5,}.+)*)", section, re.M)
+    return [(names, " ".join(meaning.replace("`", "").split())) for names, meaning in entries]
+
+
+def _family(config: type[MethodConfig]) -> list[type[MethodConfig]]:
+    return [cls for cls in config.__mro__ if issubclass(cls, MethodConfig)]
+
+
+def needs_calibration(config: type[MethodConfig]) -> bool:
+    """Whether a default configuration needs numbers that are measured on the model."""
+    return issubclass(config, CalibratedConfig)
+
+
+def defaults(config: type[MethodConfig]) -> dict[str, Any]:
+    """The fields with their defaults, as a user types them."""
+    values = config().to_dict()
+    del values["method"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
