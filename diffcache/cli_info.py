@@ -176,11 +176,21 @@ def _sizes(cached: int, device: int, denoiser: int) -> tuple[str, str, str]:
     return size_text(cached), size_text(device), f"{100 * cached / denoiser:.2g}%"
 
 
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
+def doctor(
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Compile the GPU kernels for four targets instead; no GPU is needed.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Check the installation: versions, devices, extras, and whether the embedded weights load.
 
     What is missing comes with the command that gets it. Exit code 1 only if something needed is broken.
     """
+    if kernels:
+        from .kernels.aot import compile_all, show
+
+        raise typer.Exit(show(compile_all(dtypes=["bfloat16"], thickest=True)))
     from dataclasses import asdict
 
     from . import __version__
