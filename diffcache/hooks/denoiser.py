@@ -74,39 +74,39 @@ class DenoiserHook(ModelHook):
             forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
         run = partial(forward, *args, **kwargs)
         try:
-            result, computed = self._carry_out(verdict, branch, step, inputs, run)
+            result, part = self._carry_out(verdict, branch, step, inputs, run)
         except BaseException:
             self.abort()
             raise
-        if computed:
+        if part == 1.0:
             branch.mark(step, FULL)
             self.segment.settle(step)
             branch.compute_watch.add(began)
         else:
-            self._note_prediction(branch, step)
+            self._note_prediction(branch, step, part)
             branch.predict_watch.add(began)
         return result
 
     def _carry_out(
         self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run
-    ) -> tuple[Any, bool]:
-        """The result, and whether it was computed in full."""
+    ) -> tuple[Any, float]:
+        """The result, and the share of samples that were computed in full."""
         if verdict is Verdict.PREDICT:
             moment = Moment(step, self.segment.time(step))
-            return self.site.predict(run, branch.cache, moment, self.segment.kinds), False
+            return self.site.predict(run, branch.cache, moment, self.segment.kinds), 0.0
         if not self.segment.keeps:
-            return run(), True
+            return run(), 1.0
         moment = self._recorded(branch, step, inputs)
         if verdict is Verdict.ASK:
             judge = partial(self.segment.judge, step, branch)
             return self.site.ask(run, branch.cache, moment, judge)
-        return self.site.compute(run, branch.cache, moment), True
+        return self.site.compute(run, branch.cache, moment), 1.0
 
-    def _note_prediction(self, branch: Branch, step: int) -> None:
-        share = self.site.share(self.segment.kinds)
+    def _note_prediction(self, branch: Branch, step: int, part: float) -> None:
+        share = self.site.share(self.segment.kinds) + part
         if share:
             branch.block_shares.append(share)
-        branch.mark(step, PARTIAL if self.segment.kinds else PREDICTED)
+        branch.mark(step, PARTIAL if self.segment.kinds or part else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -245,7 +245,7 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
     if recipe.signal == "rate":
         return RateSite(anatomy, recipe)
     if recipe.signal is not None:
-        return GatedSite(model, recipe)
+        return GatedSite(model, anatomy, recipe)
     if recipe.site == "output":
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schedules import relative_change
-from .anatomy import find_block_lists
+from .anatomy import Anatomy, find_block_lists
+from .batch import Batch, Batches
 from .cache import Cache, Moment
 from .forecast import Forecast
 from .gate import GatedBody
@@ -35,11 +36,12 @@ class GatedSite(BodyOutput, Asking):
 
     Args:
         model: the denoiser.
+        anatomy: its anatomy.
         recipe: its signal is ``first`` or ``modulated``.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> None:
+        self.recipe, self.batches = recipe, Batches(anatomy, outputs=False)
         inside = recipe.signal == "modulated"
         self.body = GatedBody(find_block_lists(model), model, recipe.first, recipe.last, inside)
 
@@ -54,17 +56,42 @@ class GatedSite(BodyOutput, Asking):
     def _refer(self, cache: GatedCache) -> None:
         cache.reference, self.body.heard = self.body.heard, None
 
-    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
+    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, float]:
+        batch, moved = self.batches.of(run), []
+
         def decide(heard: Tensor) -> list[Tensor] | None:
             with torch.no_grad():
-                return None if judge(_change(heard, cache.reference)) else cache.predict(moment)
+                moved.extend(judge(batch, [_change(heard, cache.reference)]))
+                return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
+        heard, self.body.heard = self.body.heard, None
         if not replayed:
             self._store(cache, residuals, moment)
+            if batch.doubted and residuals is not None:
+                batch.prove(self._show, result, [*residuals, heard])
+        elif moved:
+            result = self._compute_some(batch, moved, result, cache, moment, heard)
         if not replayed or self.recipe.signal == "modulated":
-            self._refer(cache)
-        return result, not replayed
+            cache.reference = heard
+        return result, len(moved) / batch.size if replayed else 1.0
+
+    def _show(self, run: Run) -> tuple[Any, list[Tensor]]:
+        result, residuals, heard = self.body.look(run)
+        return result, [*residuals, heard]
+
+    def _compute_some(
+        self, batch: Batch, moved: list[int], result: Any, cache: GatedCache, moment: Moment, heard: Tensor
+    ) -> Any:
+        """The samples that moved by themselves, in the place of what was predicted for them."""
+        rows = batch.rows(moved)
+        part, residuals, _ = self.body.look(batch.part(rows))
+        with torch.no_grad():
+            if residuals is None or not cache.renew(rows, residuals, moment):
+                cache.forget()  # what is held is not theirs, and what they have does not fit
+            elif self.recipe.signal == "first":
+                rows.put(cache.reference, rows.cut(heard))
+            return rows.merge(result, part)
 
     def share(self, kinds: frozenset[str]) -> float:
         before = self.recipe.first if self.body.plan is None else self.body.plan.before
@@ -78,5 +105,5 @@ class GatedSite(BodyOutput, Asking):
 
 def _change(now: Tensor, before: Tensor) -> Tensor:
     if before.shape != now.shape:
-        return now.new_full((), float("nan"))  # means: compute
+        return now.new_full((len(now),), float("nan"))  # means: compute
     return relative_change(now, before)

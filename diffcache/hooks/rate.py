@@ -5,7 +5,7 @@ The cached value is the difference of output and input; the signal is known from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from ..errors import UnsupportedModelError
 from ..predictors import TokenLayout
 from ..schedules import expected_change, transformation_rate
 from .anatomy import Anatomy
+from .batch import Batch, Batches
 from .cache import Cache, Moment
 from .forecast import Forecast
 from .outputs import flatten
+from .recipe import Recipe
 from .sites import Asking, Judge, OutputSite, Run
 
 
@@ -60,6 +62,21 @@ class _Form:
         return value
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a computed call showed: drivers with what they drive, and what each output has over its base."""
+
+    forms: list[_Form]
+    drivers: list[Tensor]
+    driven: list[Tensor]
+    differences: list[Tensor]
+
+
+def _rates(seen: _Seen, before: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    now = zip(seen.drivers, seen.driven, before, strict=True)
+    return [transformation_rate((x, old_x), (v, old_v)) for x, v, (old_x, old_v) in now]
+
+
 class RateCache(Forecast):
     """The difference of output and input, and what the rate is measured with.
 
@@ -86,45 +103,71 @@ class RateSite(OutputSite, Asking):
     decides. An output that has no counterpart among the inputs is reused as it is.
     """
 
+    def __init__(self, anatomy: Anatomy, recipe: Recipe) -> None:
+        super().__init__(anatomy, recipe)
+        self.batches = Batches(anatomy, outputs=True)
+
     def cache(self) -> RateCache:
         return RateCache(self.recipe)
 
     def compute(self, run: Run, cache: RateCache, moment: Moment) -> Any:
         result = run()
         with torch.no_grad():
-            outputs, cache.template = flatten(result)
-            cache.forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
-            self._keep(cache, self._inputs(run), outputs, moment)
+            seen = self._seen(run, result)
+            _, cache.template = flatten(result)
+            cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
+            if cache.computed:
+                cache.rates = _rates(seen, cache.computed)
+            cache.record(seen.differences, moment)
+            cache.previous = [x.clone() for x in seen.drivers]
+            cache.computed = [(x, v.detach().clone()) for x, v in zip(cache.previous, seen.driven, strict=True)]
         return result
 
-    def _keep(self, cache: RateCache, inputs: Mapping[str, Any], outputs: list[Tensor], moment: Moment) -> None:
-        bases = counterparts(self.anatomy, inputs, cache.forms)
-        drivers = self._drivers(inputs, bases)
+    def _seen(self, run: Run, result: Any) -> _Seen:
+        inputs, (outputs, _) = self._inputs(run), flatten(result)
+        forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
+        bases = counterparts(self.anatomy, inputs, forms)
         driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None] or [outputs[0][None]]
-        if cache.computed:
-            now = zip(drivers, driven, cache.computed, strict=True)
-            cache.rates = [transformation_rate((x, old_x), (v, old_v)) for x, v, (old_x, old_v) in now]
-        cache.layouts = cache.layouts or [TokenLayout(1) for _ in outputs]
-        parts = zip(cache.forms, outputs, bases, strict=True)
-        cache.record([form.less(output, base) for form, output, base in parts], moment)
-        cache.previous = [x.clone() for x in drivers]
-        cache.computed = [(x, v.detach().clone()) for x, v in zip(cache.previous, driven, strict=True)]
+        differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
+        return _Seen(forms, self._drivers(inputs, bases), driven, differences)
 
     def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None]) -> list[Tensor]:
         """The inputs whose change tells how far the outputs with a counterpart move; else the sample as one."""
         return [base for base in bases if base is not None] or [_floating(inputs[self.anatomy.sample])[0][None]]
 
-    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
+    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, float]:
+        batch = self.batches.of(run)
         with torch.no_grad():
             inputs = self._inputs(run)
             drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms))
             parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
-            signal = torch.stack([expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]).amax()
-        if judge(signal):
-            return self.compute(run, cache, moment), True
+            signals = [expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]
+        moved = judge(batch, signals)
+        if len(moved) == batch.size:
+            result = self.compute(run, cache, moment)
+            if batch.doubted:
+                batch.prove(lambda part: (part(), []), result, [])
+            return result, 1.0
         result = self.predict(run, cache, moment, frozenset())
+        if moved:
+            result = self._compute_some(batch, moved, result, cache, moment)
         cache.previous = [x.clone() for x in drivers]
-        return result, False
+        return result, len(moved) / batch.size
+
+    def _compute_some(self, batch: Batch, moved: list[int], result: Any, cache: RateCache, moment: Moment) -> Any:
+        """The samples that moved by themselves, in the place of what was predicted for them."""
+        rows = batch.rows(moved)
+        run = batch.part(rows)
+        part = run()
+        with torch.no_grad():
+            seen = self._seen(run, part)
+            inputs, outputs = zip(*cache.computed, strict=True)
+            before = zip(rows.cut_all(inputs), rows.cut_all(outputs), strict=True)
+            rates = _rates(seen, list(before))
+            stored = ((cache.rates, rates), (inputs, seen.drivers), (outputs, seen.driven))
+            if not all(rows.replace(*pair) for pair in stored) or not cache.renew(rows, seen.differences, moment):
+                cache.forget()  # what is held is not theirs, and what they have does not fit
+            return rows.merge(result, part)
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors import TokenLayout
 from .anatomy import Anatomy, find_block_lists
+from .batch import Batch, Batches
 from .body import BodySite
 from .cache import Cache, Moment
 from .forecast import Forecast
@@ -20,8 +21,8 @@ from .outputs import flatten
 from .recipe import Recipe
 
 Run = Callable[[], Any]
-#: the signal of a step, a scalar -> whether the step is computed; reads the host once
-Judge = Callable[[Tensor], bool]
+#: a call's batch, and the signal of each of its samples -> those that are computed; reads the host once
+Judge = Callable[[Batch, Sequence[Tensor]], list[int]]
 
 
 class Site(ABC):
@@ -63,11 +64,21 @@ class Site(ABC):
 
 
 class Asking(Site):
-    """A site that can measure the signal that a schedule waits for."""
+    """A site that can measure the signal that a schedule waits for.
+
+    Of a batch, the samples that the schedule wants are computed by themselves and the others predicted, once it is
+    proved that this returns the same. The step that is to show it is computed in full, and the samples that moved once
+    more by themselves: that is the cost of the proof, once a model and form of call.
+
+    Attributes:
+        batches: what is known of the denoiser's batches.
+    """
+
+    batches: Batches
 
     @abstractmethod
-    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
-        """Measure the signal, let ``judge`` decide, and compute or predict; True if computed."""
+    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> tuple[Any, float]:
+        """Measure the signal, let ``judge`` decide, and compute or predict; with the share of samples computed."""
 
 
 class ForecastSite(Site):
