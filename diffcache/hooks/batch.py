@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .again import compare, repeatable
 from .anatomy import Anatomy
-from .rows import Cut, Place, Rows, find_places, take
+from .rows import Cut, Place, Rows, batch_axis, find_places, take
 
 Run = Callable[[], Any]
 #: runs a call: its return value, and tensors that it showed on the way, with the samples on the leading axis
@@ -49,12 +49,14 @@ class Batch:
     Attributes:
         size: how many; 1 where they cannot be told apart.
         apart: whether each tensor that is held is one sample's.
+        behind: whether the samples are not on the first axis of what is held.
         doubted: samples that the step should have computed alone, if the call's form were proved.
     """
 
     def __init__(self, known: Batches, run: Run) -> None:
         self._known, self._run = known, run
         self.doubted: list[int] = []
+        self.behind = False
         call = {**dict(enumerate(run.args)), **run.keywords} if isinstance(run, partial) else {}
         names = known.anatomy.parameters
         values = {names[key] if isinstance(key, int) and key < len(names) else key: v for key, v in call.items()}
@@ -173,6 +175,11 @@ class Batch:
         if not anatomy.channels or axis == 0:
             return sample
         return sample.narrow(axis, 0, min(sample.shape[axis], anatomy.channels))
+
+    def leading(self, value: Tensor) -> Tensor:
+        """What is held, with the samples on the first axis."""
+        self.behind = batch_axis(value, self.size) > 0
+        return value.movedim(1, 0) if self.behind else value
 
     def spread(self, parts: Sequence[Sequence[Any]]) -> list[list[Any]] | None:
         """What belongs to each sample, of lists that go through all samples in order; None if that cannot be told.

@@ -61,7 +61,7 @@ class GatedSite(BodyOutput, Asking):
 
         def decide(heard: Tensor) -> list[Tensor] | None:
             with torch.no_grad():
-                moved.extend(judge(batch, [_change(heard, cache.reference)]))
+                moved.extend(judge(batch, [_change(batch.leading(heard), batch.leading(cache.reference))]))
                 return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)

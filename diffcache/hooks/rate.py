@@ -127,19 +127,28 @@ class RateSite(OutputSite, Asking):
         inputs, (outputs, _) = self._inputs(run), flatten(result)
         forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
         bases = counterparts(self.anatomy, inputs, forms)
-        driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None] or [outputs[0][None]]
+        driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None]
+        if not driven:
+            driven = [outputs[0] if self._by_sample(inputs, forms) else outputs[0][None]]
         differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
-        return _Seen(forms, self._drivers(inputs, bases), driven, differences)
+        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences)
 
-    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None]) -> list[Tensor]:
-        """The inputs whose change tells how far the outputs with a counterpart move; else the sample as one."""
-        return [base for base in bases if base is not None] or [_floating(inputs[self.anatomy.sample])[0][None]]
+    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[_Form]) -> list[Tensor]:
+        """The inputs whose change tells how far the outputs with a counterpart move; else the noisy sample."""
+        found = [base for base in bases if base is not None]
+        noise = _floating(inputs[self.anatomy.sample])[0]
+        return found or [noise if self._by_sample(inputs, forms) else noise[None]]
+
+    def _by_sample(self, inputs: Mapping[str, Any], forms: list[_Form]) -> bool:
+        """Whether noise and output have a batch in common although their tokens differ; else each is taken as one."""
+        noise, shape = _floating(inputs[self.anatomy.sample])[0], forms[0].shape
+        return noise.dim() == len(shape) > 2 and noise.shape[0] == shape[0]
 
     def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, float]:
         batch = self.batches.of(run)
         with torch.no_grad():
             inputs = self._inputs(run)
-            drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms))
+            drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms), cache.forms)
             parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
             signals = [expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]
         moved = judge(batch, signals)

@@ -16,13 +16,21 @@ ENTRIES = -1
 Cut = dict[tuple[Any, ...], int | None]
 
 
+def batch_axis(value: Tensor, size: int) -> int:
+    """Where the samples are in what a batch of ``size`` made: on the first axis, each once or several times in a row.
+
+    Behind it only where a model has its tokens first (ERNIE).
+    """
+    return 1 if value.dim() > 2 and value.shape[0] != size == value.shape[1] else 0
+
+
 class Rows:
     """Some samples of a batch.
 
     Args:
         size: samples of the batch.
         chosen: their numbers.
-        apart: whether of several tensors each is one sample's; else each holds the whole batch on its leading axis.
+        apart: whether of several tensors each is one sample's; else each holds the whole batch, see :func:`batch_axis`.
     """
 
     def __init__(self, size: int, chosen: Sequence[int], apart: bool = False) -> None:
@@ -38,8 +46,9 @@ class Rows:
             self._indices[device] = torch.tensor(self.chosen).to(device, non_blocking=True)
         return self._indices[device]
 
-    def cut(self, value: Tensor, axis: int = 0) -> Tensor:
+    def cut(self, value: Tensor, axis: int | None = None) -> Tensor:
         """Their part of a tensor with the samples on ``axis``, each with as many neighbouring entries as the others."""
+        axis = batch_axis(value, self.size) if axis is None else axis
         if value.shape[axis] == self.size:
             return value.index_select(axis, self.index(value.device))
         parts = value.unflatten(axis, (self.size, -1)).index_select(axis, self.index(value.device))
@@ -60,14 +69,19 @@ class Rows:
         return True
 
     def _fits(self, value: Tensor, part: Tensor) -> bool:
-        if self.apart:
-            return value.shape == part.shape
-        return value.shape[1:] == part.shape[1:] and len(value) * len(self) == len(part) * self.size
+        shape = list(value.shape)
+        if not self.apart:
+            axis = batch_axis(value, self.size)
+            if shape[axis] % self.size:
+                return False
+            shape[axis] = shape[axis] // self.size * len(self)
+        return shape == list(part.shape)
 
     def put(self, value: Tensor, part: Tensor) -> None:
-        """Write their part of a tensor with the samples on axis 0, in place."""
-        rows, parts = value.unflatten(0, (self.size, -1)), part.unflatten(0, (len(self), -1))
-        rows.index_copy_(0, self.index(value.device), parts.to(value.dtype))
+        """Write their part of a tensor, in place."""
+        axis = batch_axis(value, self.size)
+        rows, parts = value.unflatten(axis, (self.size, -1)), part.unflatten(axis, (len(self), -1))
+        rows.index_copy_(axis, self.index(value.device), parts.to(value.dtype))
 
     def merge(self, whole: Any, part: Any) -> Any:
         """A return value of the whole batch with theirs in place of what it says about them."""

@@ -229,7 +229,7 @@ class Segment:
         if bad is None:
             return
         jury, dues = branch.jury, set()
-        suspects = None if batch is None else batch.spread(coming.suspects)
+        suspects = None if batch is None or batch.behind else batch.spread(coming.suspects)
         for group in jury.all if suspects is None else jury.groups(i for i, row in enumerate(suspects) if any(row)):
             schedule = jury.schedules[group]
             due = max(schedule.last + bad + 1, now)
