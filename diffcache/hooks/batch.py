@@ -18,8 +18,9 @@ from .anatomy import Anatomy
 from .rows import Cut, Place, Rows, batch_axis, find_places, take
 
 Run = Callable[[], Any]
-#: runs a call: its return value, and tensors that it showed on the way, with the samples on the leading axis
-Show = Callable[[Run], tuple[Any, Sequence[Tensor]]]
+#: what a call returned, and tensors that it showed on the way
+Shown = tuple[Any, list[Tensor]]
+Show = Callable[[Run], Shown]
 
 #: proposals that are tried before a form is given up
 _MOST_TRIES = 4
@@ -50,12 +51,10 @@ class Batch:
         size: how many; 1 where they cannot be told apart.
         apart: whether each tensor that is held is one sample's.
         behind: whether the samples are not on the first axis of what is held.
-        doubted: samples that the step should have computed alone, if the call's form were proved.
     """
 
     def __init__(self, known: Batches, run: Run) -> None:
         self._known, self._run = known, run
-        self.doubted: list[int] = []
         self.behind = False
         call = {**dict(enumerate(run.args)), **run.keywords} if isinstance(run, partial) else {}
         names = known.anatomy.parameters
@@ -96,35 +95,38 @@ class Batch:
         found = self._known.known.get(self._form)
         return found if isinstance(found, str) else None
 
-    def prove(self, show: Show, result: Any, shown: Sequence[Tensor]) -> None:
-        """Run the doubted samples by themselves and compare with what the whole batch gave. One host read a try.
+    def prove(self, rows: Rows, show: Show) -> tuple[Shown, Shown | None]:
+        """Run the whole batch, and some samples by themselves, which must show the same. One host read a try.
 
         Args:
+            rows: the samples.
             show: runs a call as the site does.
-            result: what the whole call returned.
-            shown: the tensors that it showed.
+
+        Returns:
+            What the whole batch showed; and what the samples showed, or None if it is not proved.
         """
-        rows, self.doubted = self.rows(self.doubted), []
+        whole = show(self._bare(self._run.args, self._run.keywords))
         for cut in self._proposals():
-            verdict = self._try(cut, rows, show, result, shown)
-            if verdict is None:
-                return  # nothing can be told from what is not finite
+            verdict, part = self._try(cut, rows, show, whole)
             if verdict:
                 self._known.known[self._form] = cut
-                return
+                return whole, part
+            if verdict is None:
+                return whole, None  # nothing can be told from what is not finite
         model = self._known.anatomy.model_class
         self._known.known[self._form] = f"{model} does not return the same for samples that run by themselves"
+        return whole, None
 
-    def _try(self, cut: Cut, rows: Rows, show: Show, result: Any, shown: Sequence[Tensor]) -> bool | None:
+    def _try(self, cut: Cut, rows: Rows, show: Show, whole: Shown) -> tuple[bool | None, Shown | None]:
         try:
-            part, seen = show(self._cut_call(cut, rows))
-            pairs = [*rows.pairs(result, part), *((rows.cut(a), b) for a, b in zip(shown, seen, strict=True))]
+            part = show(self._cut_call(cut, rows))
+            pairs = [*rows.pairs(whole[0], part[0]), *zip(map(rows.cut, whole[1]), part[1], strict=True)]
         except Exception:
-            return False  # an argument was cut that should not be, or the other way round
+            return False, None  # an argument was cut that should not be, or the other way round
         if not pairs:
-            return False
+            return False, None
         finite, same = torch.stack(compare(*map(list, zip(*pairs, strict=True)))).tolist()
-        return same if finite else None
+        return (same if finite else None), part
 
     def _proposals(self) -> Iterator[Cut]:
         first = {place.path: place.choices[0] for place in self._places}
@@ -139,12 +141,16 @@ class Batch:
         return Rows(self.size, chosen, self.apart)
 
     def part(self, rows: Rows) -> Run:
-        """The call for some samples, without exact savings: these hold the answers of the whole batch."""
+        """The call for some samples."""
         return self._cut_call(self._known.known[self._form], rows)
 
     def _cut_call(self, cut: Cut, rows: Rows) -> Run:
         args = [take((i,), value, cut, rows) for i, value in enumerate(self._run.args)]
         keywords = {name: take((name,), value, cut, rows) for name, value in self._run.keywords.items()}
+        return self._bare(args, keywords)
+
+    def _bare(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> Run:
+        """Without exact savings: these hold the answers of the whole batch."""
         return partial(getattr(self._run.func, "bare", self._run.func), *args, **keywords)
 
     # -- which samples belong together -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from .modules import find_units
 from .rate import RateSite
 from .recipe import Recipe
 from .segment import Segment, Verdict
-from .sites import BodyOutput, OutputSite, Run, Site
+from .sites import Answer, BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .tree import ModuleTree
 from .units import UnitSite
@@ -74,39 +74,39 @@ class DenoiserHook(ModelHook):
             forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
         run = partial(forward, *args, **kwargs)
         try:
-            result, part = self._carry_out(verdict, branch, step, inputs, run)
+            answer = self._carry_out(verdict, branch, step, inputs, run)
         except BaseException:
             self.abort()
             raise
-        if part == 1.0:
+        if answer.part == 1.0:
             branch.mark(step, FULL)
             self.segment.settle(step)
             branch.compute_watch.add(began)
         else:
-            self._note_prediction(branch, step, part)
+            self._note_prediction(branch, step, answer)
             branch.predict_watch.add(began)
-        return result
+        return answer.result
 
-    def _carry_out(
-        self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run
-    ) -> tuple[Any, float]:
-        """The result, and the share of samples that were computed in full."""
+    def _carry_out(self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run) -> Answer:
         if verdict is Verdict.PREDICT:
             moment = Moment(step, self.segment.time(step))
-            return self.site.predict(run, branch.cache, moment, self.segment.kinds), 0.0
+            return Answer(self.site.predict(run, branch.cache, moment, self.segment.kinds), 0.0, 0.0)
         if not self.segment.keeps:
-            return run(), 1.0
+            return Answer(run(), 1.0, 1.0)
         moment = self._recorded(branch, step, inputs)
         if verdict is Verdict.ASK:
             judge = partial(self.segment.judge, step, branch)
-            return self.site.ask(run, branch.cache, moment, judge)
-        return self.site.compute(run, branch.cache, moment), 1.0
+            answer = self.site.ask(run, branch.cache, moment, judge)
+            if answer.part == 1.0:
+                self.segment.computed(step, branch)
+            return answer
+        return Answer(self.site.compute(run, branch.cache, moment), 1.0, 1.0)
 
-    def _note_prediction(self, branch: Branch, step: int, part: float) -> None:
-        share = self.site.share(self.segment.kinds) + part
+    def _note_prediction(self, branch: Branch, step: int, answer: Answer) -> None:
+        share = self.site.share(self.segment.kinds) + answer.cost
         if share:
             branch.block_shares.append(share)
-        branch.mark(step, PARTIAL if self.segment.kinds or part else PREDICTED)
+        branch.mark(step, PARTIAL if self.segment.kinds or answer.part else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""

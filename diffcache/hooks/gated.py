@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..schedules import relative_change
 from .anatomy import Anatomy, find_block_lists
-from .batch import Batch, Batches
+from .batch import Batch, Batches, Shown
 from .cache import Cache, Moment
 from .forecast import Forecast
 from .gate import GatedBody
 from .recipe import Recipe
-from .sites import Asking, BodyOutput, Judge, Run
+from .rows import Rows
+from .sites import Answer, Asking, BodyOutput, Judge, Run
 
 
 class GatedCache(Forecast):
@@ -56,7 +57,7 @@ class GatedSite(BodyOutput, Asking):
     def _refer(self, cache: GatedCache) -> None:
         cache.reference, self.body.heard = self.body.heard, None
 
-    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, float]:
+    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> Answer:
         batch, moved = self.batches.of(run), []
 
         def decide(heard: Tensor) -> list[Tensor] | None:
@@ -65,33 +66,43 @@ class GatedSite(BodyOutput, Asking):
                 return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
-        heard, self.body.heard = self.body.heard, None
         if not replayed:
             self._store(cache, residuals, moment)
-            if batch.doubted and residuals is not None:
-                batch.prove(self._show, result, [*residuals, heard])
-        elif moved:
-            result = self._compute_some(batch, moved, result, cache, moment, heard)
-        if not replayed or self.recipe.signal == "modulated":
-            cache.reference = heard
-        return result, len(moved) / batch.size if replayed else 1.0
+            self._refer(cache)
+            return Answer(result, 1.0, 1.0)
+        answer = Answer(result, 0.0, 0.0)
+        if moved:
+            answer = self._compute_some(batch, batch.rows(moved), result, cache, moment)
+        elif self.recipe.signal == "modulated":
+            self._refer(cache)
+        self.body.heard = None
+        return answer
 
-    def _show(self, run: Run) -> tuple[Any, list[Tensor]]:
-        result, residuals, heard = self.body.look(run)
-        return result, [*residuals, heard]
-
-    def _compute_some(
-        self, batch: Batch, moved: list[int], result: Any, cache: GatedCache, moment: Moment, heard: Tensor
-    ) -> Any:
+    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: GatedCache, moment: Moment) -> Answer:
         """The samples that moved by themselves, in the place of what was predicted for them."""
-        rows = batch.rows(moved)
-        part, residuals, _ = self.body.look(batch.part(rows))
+        heard, cost = self.body.heard, len(rows) / rows.size
+        if batch.parted:
+            part, seen = self._show(batch.part(rows))
+        else:
+            (whole, all_seen), shown = batch.prove(rows, self._show)
+            if shown is None:
+                self._store(cache, all_seen[1:] or None, moment)
+                cache.reference = all_seen[0]
+                return Answer(whole, 1.0, 1.0 + cost)
+            (part, seen), cost = shown, 1.0 + cost
         with torch.no_grad():
-            if residuals is None or not cache.renew(rows, residuals, moment):
+            if not cache.renew(rows, seen[1:], moment):
                 cache.forget()  # what is held is not theirs, and what they have does not fit
-            elif self.recipe.signal == "first":
+            elif self.recipe.signal == "modulated":
+                cache.reference = heard
+            else:
                 rows.put(cache.reference, rows.cut(heard))
-            return rows.merge(result, part)
+            return Answer(rows.merge(result, part), len(rows) / rows.size, cost)
+
+    def _show(self, run: Run) -> Shown:
+        """Run a call in full; with what the gate heard, and the residuals if it shows them."""
+        result, residuals, heard = self.body.look(run)
+        return result, [heard, *(residuals or [])]
 
     def share(self, kinds: frozenset[str]) -> float:
         before = self.recipe.first if self.body.plan is None else self.body.plan.before

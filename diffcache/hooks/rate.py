@@ -21,7 +21,8 @@ from .cache import Cache, Moment
 from .forecast import Forecast
 from .outputs import flatten
 from .recipe import Recipe
-from .sites import Asking, Judge, OutputSite, Run
+from .rows import Rows
+from .sites import Answer, Asking, Judge, OutputSite, Run
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class RateSite(OutputSite, Asking):
 
     def compute(self, run: Run, cache: RateCache, moment: Moment) -> Any:
         result = run()
+        self._keep(run, result, cache, moment)
+        return result
+
+    def _keep(self, run: Run, result: Any, cache: RateCache, moment: Moment) -> None:
         with torch.no_grad():
             seen = self._seen(run, result)
             _, cache.template = flatten(result)
@@ -121,7 +126,6 @@ class RateSite(OutputSite, Asking):
             cache.record(seen.differences, moment)
             cache.previous = [x.clone() for x in seen.drivers]
             cache.computed = [(x, v.detach().clone()) for x, v in zip(cache.previous, seen.driven, strict=True)]
-        return result
 
     def _seen(self, run: Run, result: Any) -> _Seen:
         inputs, (outputs, _) = self._inputs(run), flatten(result)
@@ -144,7 +148,7 @@ class RateSite(OutputSite, Asking):
         noise, shape = _floating(inputs[self.anatomy.sample])[0], forms[0].shape
         return noise.dim() == len(shape) > 2 and noise.shape[0] == shape[0]
 
-    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, float]:
+    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> Answer:
         batch = self.batches.of(run)
         with torch.no_grad():
             inputs = self._inputs(run)
@@ -153,19 +157,22 @@ class RateSite(OutputSite, Asking):
             signals = [expected_change(rate, x, old_x, v) for rate, x, old_x, (_, v) in parts]
         moved = judge(batch, signals)
         if len(moved) == batch.size:
-            result = self.compute(run, cache, moment)
-            if batch.doubted:
-                batch.prove(lambda part: (part(), []), result, [])
-            return result, 1.0
+            return Answer(self.compute(run, cache, moment), 1.0, 1.0)
+        rows, cost = batch.rows(moved), len(moved) / batch.size
+        if moved and not batch.parted:
+            (whole, _), shown = batch.prove(rows, lambda part: (part(), []))
+            if shown is None:
+                self._keep(run, whole, cache, moment)
+                return Answer(whole, 1.0, 1.0 + cost)
+            cost += 1.0
         result = self.predict(run, cache, moment, frozenset())
         if moved:
-            result = self._compute_some(batch, moved, result, cache, moment)
+            result = self._compute_some(batch, rows, result, cache, moment)
         cache.previous = [x.clone() for x in drivers]
-        return result, len(moved) / batch.size
+        return Answer(result, len(moved) / batch.size, cost)
 
-    def _compute_some(self, batch: Batch, moved: list[int], result: Any, cache: RateCache, moment: Moment) -> Any:
+    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: RateCache, moment: Moment) -> Any:
         """The samples that moved by themselves, in the place of what was predicted for them."""
-        rows = batch.rows(moved)
         run = batch.part(rows)
         part = run()
         with torch.no_grad():

@@ -131,17 +131,19 @@ class Segment:
         moved = jury.hear(step, drifts)  # asked in any case: a schedule may keep count
         if self._moved:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
-        if moved and len(moved) < len(jury.all) and not batch.parted:
-            branch.together = batch.hindrance
-            batch.doubted = jury.rows(moved)
-            moved = set(jury.all)
-        jury.computed(step, moved)
+        if moved and batch.hindrance is not None and len(moved) < len(jury.all):
+            branch.together, moved = batch.hindrance, set(jury.all)
         if len(moved) == len(jury.all):
-            self.compute = True
             return list(range(batch.size))
+        jury.computed(step, moved)
         rows = jury.rows(moved)
         self._moved, self._batch = self._moved | set(rows), batch.size
         return rows
+
+    def computed(self, step: int, branch: Branch) -> None:
+        """An asked ``step`` was computed in full: the branches that come after it are computed with it."""
+        self.compute = True
+        branch.jury.computed(step)
 
     def _hear(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> Sequence[Sequence[float]]:
         """What each sample shows; all together where it cannot be told.
@@ -172,8 +174,7 @@ class Segment:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
         others = (b for b in self.branches.values() if b is not branch)
         if branch.schedule is not self.schedule or not any(b.last_step == step for b in others):
-            self.compute = True
-            branch.jury.computed(step)
+            self.computed(step, branch)
 
     def _forget_all(self, step: int, reason: str) -> None:
         for branch in self.branches.values():

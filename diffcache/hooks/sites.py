@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,12 +64,27 @@ class Site(ABC):
         """Take them off."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What became of an asked step.
+
+    Attributes:
+        result: the denoiser's return value.
+        part: share of the samples that were computed; 1 is the whole batch.
+        cost: work besides what runs at every predicted step, in runs of the whole batch.
+    """
+
+    result: Any
+    part: float
+    cost: float
+
+
 class Asking(Site):
     """A site that can measure the signal that a schedule waits for.
 
-    Of a batch, the samples that the schedule wants are computed by themselves and the others predicted, once it is
-    proved that this returns the same. The step that is to show it is computed in full, and the samples that moved once
-    more by themselves: that is the cost of the proof, once a model and form of call.
+    Of a batch, the samples that the schedule wants are computed by themselves and the others predicted, if it is
+    proved that this returns the same. The first step at which samples part is computed in full as well to show it: that
+    is the cost of the proof, once a model and form of call.
 
     Attributes:
         batches: what is known of the denoiser's batches.
@@ -77,8 +93,8 @@ class Asking(Site):
     batches: Batches
 
     @abstractmethod
-    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> tuple[Any, float]:
-        """Measure the signal, let ``judge`` decide, and compute or predict; with the share of samples computed."""
+    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> Answer:
+        """Measure the signal, let ``judge`` decide, and compute or predict."""
 
 
 class ForecastSite(Site):
