@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,14 +33,15 @@ class Sample:
     def __init__(self, name: str, seed: int = 0, moves: Sequence[int] = STILL, noise: int | None = None) -> None:
         self._denoiser, self._moves = DENOISERS[name], moves
         self._noise = seed if noise is None else noise
-        self._fixed = self._denoiser.fixed(seed + 100, 1)
+        self.fixed = self._denoiser.fixed(seed + 100, 1)
+        self.joined: dict[int, Arguments] = {}  # the arguments of batches that it is the first of
 
     def __call__(self, step: int) -> Arguments:
         # something has to move before a rate of change is known; the time stands still, a sampler marks the steps
         level = 1.0 if step == 0 else 0.5
         moved = sum(step >= move for move in self._moves)
         noisy = _scaled(self._denoiser.noisy(self._noise + 50 * moved, 1), 0.5 + 0.5 * level)
-        return {**noisy, **self._fixed, **self._denoiser.time(0.5)}
+        return {**noisy, **self.fixed, **self._denoiser.time(0.5)}
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -68,7 +69,11 @@ def _joined(values: Sequence[Any]) -> Any:
     return first
 
 
-def walk(model: nn.Module, branches: Sequence[Sequence[Sample]], steps: int = STEPS) -> list[list[list[Tensor]]]:
+#: the samples of a branch, at every step or step by step
+Batch = Sequence[Sample] | Callable[[int], Sequence[Sample]]
+
+
+def walk(model: nn.Module, branches: Sequence[Batch], steps: int = STEPS) -> list[list[list[Tensor]]]:
     """``[branch][step][sample]``: what each sample's output is, all its tensors in one."""
     sampler, nothing = FlowMatchEulerDiscreteScheduler(), torch.zeros(1)
     sampler.set_timesteps(steps)
@@ -76,7 +81,8 @@ def walk(model: nn.Module, branches: Sequence[Sequence[Sample]], steps: int = ST
     found: list[list[list[Tensor]]] = [[] for _ in branches]
     with torch.no_grad(), denoising(model, steps, sampler):
         for step, t in enumerate(sampler.timesteps):
-            for outputs, samples in zip(found, branches, strict=True):
+            for outputs, batch in zip(found, branches, strict=True):
+                samples = batch(step) if callable(batch) else batch
                 result = model(**_same_objects(model, samples, collate([sample(step) for sample in samples])))
                 outputs.append(parted(result, len(samples)))
             sampler.step(nothing, t, nothing)
@@ -85,9 +91,8 @@ def walk(model: nn.Module, branches: Sequence[Sequence[Sample]], steps: int = ST
 
 def _same_objects(model: nn.Module, samples: Sequence[Sample], call: Arguments) -> Arguments:
     """The conditioning is the same object at every step, as a pipeline has it."""
-    kept = vars(samples[0]).setdefault("joined", {})
-    kept = kept.setdefault(len(samples), call)
-    return {name: kept[name] if name in samples[0]._fixed else value for name, value in call.items()}
+    kept = samples[0].joined.setdefault(len(samples), call)
+    return {name: kept[name] if name in samples[0].fixed else value for name, value in call.items()}
 
 
 def parted(result: Any, size: int) -> list[Tensor]:
