@@ -21,7 +21,8 @@ class FBCacheConfig(MethodConfig):
     """First-block cache (ParaAttention), with more blocks DBCache (cache-dit): the first blocks decide about the rest.
 
     Their residual is compared with that of the last computed step. If it moved by no more than ``threshold`` (relative
-    L1), the residual over the remaining blocks is reused. Each sample of a batch is decided by itself (docs/batches.md).
+    L1), the residual over the remaining blocks is reused. Each sample of a batch is decided by itself, see
+    docs/batches.md.
 
     Memory of one branch: ``2 * numel(hidden) * element_size`` bytes (residual and reference), with the text stream's
     residual besides where ``last`` > 0.
