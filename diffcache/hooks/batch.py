@@ -82,7 +82,7 @@ class Batch:
 
     @property
     def _form(self) -> Any:
-        return tuple((p.path, p.choices[0]) for p in self._places if p.choices[0] is not None)
+        return tuple((place.path, place.choices[0]) for place in self._places)
 
     @property
     def parted(self) -> bool:
