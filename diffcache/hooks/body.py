@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from .again import compare, repeatable
 from .attach import HOOK_NAME, attach, detach
 from .outputs import flatten
 from .passes import Capturing, Exploring, Replaying
@@ -110,7 +110,7 @@ class BodySite:
         if replaying.first is None:
             return False
         same = explorer.begins_like(plan, replaying.first)
-        finite, close = _compare(flatten(result)[0], flatten(replayed)[0])
+        finite, close = compare(flatten(result)[0], flatten(replayed)[0])
         # one host read for a model's first computed step
         finite, passed = torch.stack([finite, close & same]).tolist()
         return passed if finite else None
@@ -177,33 +177,3 @@ class _ExitHook(ModelHook):
             return (*args[:place], self.site.at_exit(self.index, args[place]), *args[place + 1 :]), kwargs
         name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
         return args, {**kwargs, name: self.site.at_exit(self.index, kwargs[name])}
-
-
-def repeatable(run: Run) -> Run:
-    """``run`` with copies of its containers: some models take things out of the lists that they are given."""
-    if not isinstance(run, partial):
-        return run
-    return partial(run.func, *map(_copied, run.args), **{name: _copied(value) for name, value in run.keywords.items()})
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
-
-
-#: largest relative difference of a replayed result that rounding explains: the residual is rounded once more
-_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2.0**-6}
-_ROUNDING_OF_HALF = 2.0**-4
-
-
-def close_to(dtype: torch.dtype) -> float:
-    """Largest relative difference of two ways to compute the same that rounding explains."""
-    return _ROUNDING.get(dtype, _ROUNDING_OF_HALF)
-
-
-def _compare(wanted: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Whether all of ``wanted`` is finite, and whether ``found`` is the same but for rounding."""
-    finite = torch.stack([w.isfinite().all() for w in wanted]).all()
-    if [w.shape for w in wanted] != [f.shape for f in found]:
-        return finite, torch.zeros_like(finite)
-    pairs = [(w.double(), f.double(), close_to(w.dtype)) for w, f in zip(wanted, found, strict=True)]
-    return finite, torch.stack([(w - f).norm() <= limit * w.norm() for w, f, limit in pairs]).all()

@@ -8,20 +8,24 @@ from ..schedules import Schedule
 from .cache import Cache
 from .conditioning import Conditioning
 from .exact import ExactMemory
-from .stats import ABSENT, PREDICTED, Fallback, SegmentStats, Stopwatch
+from .jury import Jury
+from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch
 
 
 class Branch:
     """Decisions and timings of one conditioning, and what is cached for it.
 
     Attributes:
-        schedule: the segment's, or its own where it hears a signal.
+        jury: the segment's schedule, or its own where it hears a signal, one for each group of samples.
+        together: why the samples of a batch decide together although they would decide apart, or None.
         signature: what the cached values hold for (shapes, dtype, device); another one makes them useless.
     """
 
     def __init__(self, name: str, conditioning: Conditioning, cache: Cache, schedule: Schedule) -> None:
-        self.name, self.conditioning, self.cache, self.schedule = name, conditioning, cache, schedule
+        self.name, self.conditioning, self.cache, self.jury = name, conditioning, cache, Jury(schedule)
         self.decisions: list[str] = []
+        self.together: str | None = None
+        self._letters: list[str] = []  # of each step, one a group where there are several
         self.fallbacks: list[Fallback] = []
         self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()
         self.block_shares: list[float] = []  # of steps that were not computed in full
@@ -33,6 +37,12 @@ class Branch:
         """Drop everything that was cached; decisions and timings stay."""
         self.cache.forget()
         self.exact.forget()
+        self.jury.join()
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of the only group, or of the first one."""
+        return self.jury.schedules[0]
 
     @property
     def last_step(self) -> int:
@@ -41,8 +51,10 @@ class Branch:
 
     def mark(self, step: int, letter: str) -> None:
         """Note the decision of ``step``; steps on which the branch was not called are filled in."""
-        self.decisions += ABSENT * (step - len(self.decisions))
+        for known in (self.decisions, self._letters):
+            known += ABSENT * (step - len(known))
         self.decisions.append(letter)
+        self._letters.append(self.jury.letters(step) if len(self.jury.schedules) > 1 else letter)
         if letter != PREDICTED or self.cache.grows:
             self.peak_bytes = max(self.peak_bytes, self.cache.nbytes)
 
@@ -63,7 +75,7 @@ class Branch:
             predicted=predicted,
             partial=partial,
             block_share=share,
-            token_share=share,  # no site recomputes some of a block's tokens
+            token_share=share,  # no site recomputes some of a sample's tokens
             compute_seconds=self.compute_watch.seconds,
             predict_seconds=self.predict_watch.seconds,
             cached_bytes=self.peak_bytes,
@@ -71,4 +83,16 @@ class Branch:
             exact_calls=self.exact.calls,
             exact_flops=self.exact.flops,
             exact_bytes=self.exact.peak_bytes,
+            samples=self._samples(),
+            together=self.together,
         )
+
+    def _samples(self) -> list[str]:
+        """Decisions of each group; steps before the groups were known, or with other groups, are the batch's."""
+        count = max(map(len, self._letters), default=1)
+        alike = [letters if len(letters) == count else _common(letters) * count for letters in self._letters]
+        return ["".join(row) for row in zip(*alike, strict=True)] if count > 1 else []
+
+
+def _common(letters: str) -> str:
+    return letters[0] if len(set(letters)) == 1 else PARTIAL

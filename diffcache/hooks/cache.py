@@ -39,11 +39,13 @@ class Coming:
         drifts: of the 1st, 2nd, ... predicted step.
         alarms: whether that prediction would not be finite, or would collapse.
         error: relative error that the prediction for the computed step would have had; NaN if there was none.
+        suspects: for each history, whether an alarm is about it, sample by sample.
     """
 
     drifts: Sequence[float]
     alarms: Sequence[bool]
     error: float = math.nan
+    suspects: Sequence[Sequence[bool]] = ()
 
 
 class Outlook(ABC):

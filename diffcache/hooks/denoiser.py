@@ -26,7 +26,7 @@ from .rate import RateSite
 from .recipe import Recipe
 from .segment import Segment, Verdict
 from .sessions import Progress, Sessions
-from .sites import BodyOutput, OutputSite, Run, Site
+from .sites import Answer, BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .tokens import TokenSite
 from .tree import ModuleTree
@@ -111,20 +111,20 @@ class DenoiserHook(ModelHook):
             forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
         run = partial(forward, *args, **kwargs)
         try:
-            result, computed = self._carry_out(verdict, branch, step, inputs, run)
-            if computed:
+            answer = self._carry_out(verdict, branch, step, inputs, run)
+            if answer.part:
                 check_budget(self.recipe, list(self.segment.branches.values()))
         except BaseException:
             self.abort()
             raise
-        if computed:
+        if answer.part == 1.0:
             branch.mark(step, FULL)
             self.segment.settle(step)
             branch.compute_watch.add(began)
         else:
-            self._note_prediction(branch, step)
+            self._note_prediction(branch, step, answer)
             branch.predict_watch.add(began)
-        return result
+        return answer.result
 
     def _choose_graphs(self, inputs: dict[str, Any]) -> None:
         """What is compiled around the site's hooks runs as it is written while the site has to learn from it."""
@@ -132,26 +132,27 @@ class DenoiserHook(ModelHook):
         for place in self.places:
             place.compile(not learns)
 
-    def _carry_out(
-        self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run
-    ) -> tuple[Any, bool]:
-        """The result, and whether it was computed in full."""
+    def _carry_out(self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run) -> Answer:
         if verdict is Verdict.PREDICT:
             moment = Moment(step, self.segment.time(step))
-            return self.site.predict(run, branch.cache, moment, self.segment.kinds), False
+            return Answer(self.site.predict(run, branch.cache, moment, self.segment.kinds), 0.0, 0.0)
         if not self.segment.keeps:
-            return run(), True
+            return Answer(run(), 1.0, 1.0)
         moment = self._recorded(branch, step, inputs)
         if verdict is Verdict.ASK:
             judge = partial(self.segment.judge, step, branch)
-            return self.site.ask(run, branch.cache, moment, judge)
-        return self.site.compute(run, branch.cache, moment), True
+            answer = self.site.ask(run, branch.cache, moment, judge)
+            if answer.part == 1.0:
+                self.segment.computed(step, branch)
+            return answer
+        return Answer(self.site.compute(run, branch.cache, moment), 1.0, 1.0)
 
-    def _note_prediction(self, branch: Branch, step: int) -> None:
-        share = self.site.share(self.segment.kinds)
+    def _note_prediction(self, branch: Branch, step: int, answer: Answer) -> None:
+        share = self.site.share(self.segment.kinds) + answer.cost
         if share:
             branch.block_shares.append(share)
-        branch.mark(step, PARTIAL if self.site.partial(self.segment.kinds) else PREDICTED)
+        computed_some = answer.part or self.site.partial(self.segment.kinds)
+        branch.mark(step, PARTIAL if computed_some else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -295,7 +296,7 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
     if recipe.signal == "rate":
         return RateSite(anatomy, recipe)
     if recipe.signal is not None:
-        return GatedSite(model, recipe)
+        return GatedSite(model, anatomy, recipe)
     if recipe.site == "output" and recipe.selector is not None:
         return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
     if recipe.site == "output":

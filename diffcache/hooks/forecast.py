@@ -15,6 +15,7 @@ from ..predictors.base import Slope
 from .cache import Cache, Holding, Moment
 from .outlook import ForecastOutlook, prepare
 from .recipe import Recipe
+from .rows import Rows
 
 #: A prediction whose variance leaves [lowest / SLACK, highest * SLACK] of the computed steps is a collapse.
 SLACK = 2.0
@@ -88,6 +89,28 @@ class Forecast(Cache):
         for history, value in zip(self.histories, values, strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
+        self._fit_anew(moment)
+
+    def renew(self, rows: Rows, values: Sequence[Tensor], moment: Moment) -> bool:
+        """Store the values of a step that was computed for some samples only, in the place of theirs.
+
+        Their times are those of the others then, so this is for a predictor that reuses the newest value as it is.
+
+        Args:
+            rows: the samples.
+            values: theirs, as :meth:`Rows.replace` takes them.
+            moment: the step.
+
+        Returns:
+            Whether they have the shapes that are stored; else nothing was changed.
+        """
+        assert self.recipe.predictor.depth == 1
+        fits = rows.replace([history.values[0] for history in self.histories], values)
+        if fits:
+            self._fit_anew(moment)
+        return fits
+
+    def _fit_anew(self, moment: Moment) -> None:
         self._fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
         if self.recipe.signal is not None and self.due is not None:
@@ -120,8 +143,9 @@ class Forecast(Cache):
             for history, layout in zip(self.histories, self.layouts, strict=True)
         ]
 
-    def collapses(self, index: int, now: Sequence[float], coming: Sequence[Sequence[float]]) -> list[bool]:
-        """For each prediction of a coming run, whether it is not finite or leaves the variance of the computed steps.
+    def collapses(self, index: int, now: Sequence[float], coming: Sequence[Sequence[float]]) -> list[list[bool]]:
+        """For each prediction of a coming run, whether it is not finite or leaves the variance of the computed steps,
+        sample by sample.
 
         Args:
             index: of the history.
@@ -133,7 +157,7 @@ class Forecast(Cache):
         self._envelope[index : index + 1] = [envelope]
         return [
             # Comparisons with NaN are false, so a NaN is an alarm.
-            not all(low / SLACK <= v <= high * SLACK and v < inf for v, (low, high) in zip(row, envelope, strict=True))
+            [not (low / SLACK <= v <= high * SLACK and v < inf) for v, (low, high) in zip(row, envelope, strict=True)]
             for row in coming
         ]
 

@@ -74,6 +74,14 @@ class GatedBody(BodySite):
             return result, None, True
         return result, self._taken(gating.capturing), False
 
+    def look(self, run: Run) -> tuple[Any, list[Tensor] | None, Tensor | None]:
+        """Run some samples in full and change nothing here: the result, residuals, and what the gate heard."""
+        gating = Gating(self.plan, self._copies, self.inside, lambda heard: None)
+        with self._during(gating):
+            result = run()
+        with torch.no_grad():
+            return result, gating.capturing.residuals(), gating.heard
+
     # -- finding the plan ------------------------------------------------------------------------------------------
 
     def _explorer(self) -> Exploring:

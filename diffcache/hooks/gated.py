@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..predictors.resting import Home, fetch, home_of
 from ..schedules import relative_change
-from .anatomy import find_block_lists
+from .anatomy import Anatomy, find_block_lists
+from .batch import Batch, Batches, Shown
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .gate import GatedBody
 from .recipe import Recipe
-from .sites import Asking, BodyOutput, Judge, Run
+from .rows import Rows
+from .sites import Answer, Asking, BodyOutput, Judge, Run
 
 
 class GatedCache(Forecast):
@@ -42,11 +44,15 @@ class GatedCache(Forecast):
         self._home = None if heard is None else home_of(heard)
         self.reference = self.recipe.rest.keep(heard) if moves else heard
 
-    def change(self, heard: Tensor) -> Tensor:
-        """How far what is heard has moved; NaN, which means *compute*, if it is of another shape."""
-        if self.reference.shape != heard.shape:
-            return heard.new_full((), float("nan"))
-        return relative_change(self.recipe.rest.rounded(heard), fetch(self.reference, self._home))
+    def change(self, batch: Batch, heard: Tensor) -> Tensor:
+        """How far what is heard has moved, sample by sample; NaN, which means *compute*, if it is of another shape."""
+        now = batch.leading(self.recipe.rest.rounded(heard))
+        before = batch.leading(fetch(self.reference, self._home))
+        return now.new_full((len(now),), float("nan")) if before.shape != now.shape else relative_change(now, before)
+
+    def refer_some(self, rows: Rows, heard: Tensor) -> None:
+        """The same for some samples."""
+        rows.put(self.reference, rows.cut(heard).to(self.reference))
 
 
 class GatedSite(BodyOutput, Asking):
@@ -54,13 +60,14 @@ class GatedSite(BodyOutput, Asking):
 
     Args:
         model: the denoiser.
+        anatomy: its anatomy.
         recipe: its signal is ``first`` or ``modulated``.
     """
 
     traced = False  # the host decides in the middle of the model
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> None:
+        self.recipe, self.batches = recipe, Batches(anatomy, outputs=False)
         inside = recipe.signal == "modulated"
         self.body = GatedBody(find_block_lists(model), model, recipe.first, recipe.last, inside)
 
@@ -76,17 +83,52 @@ class GatedSite(BodyOutput, Asking):
         cache.refer(self.body.heard)
         self.body.heard = None
 
-    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
+    def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> Answer:
+        batch, moved = self.batches.of(run), []
+
         def decide(heard: Tensor) -> list[Tensor] | None:
             with torch.no_grad():
-                return None if judge(cache.change(heard)) else cache.predict(moment)
+                moved.extend(judge(batch, [cache.change(batch, heard)]))
+                return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
         if not replayed:
             self._store(cache, residuals, moment)
-        if not replayed or self.recipe.signal == "modulated":
             self._refer(cache)
-        return result, not replayed
+            return Answer(result, 1.0, 1.0)
+        answer = Answer(result, 0.0, 0.0)
+        if moved:
+            answer = self._compute_some(batch, batch.rows(moved), result, cache, moment)
+        elif self.recipe.signal == "modulated":
+            self._refer(cache)
+        self.body.heard = None
+        return answer
+
+    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: GatedCache, moment: Moment) -> Answer:
+        """The samples that moved by themselves, in the place of what was predicted for them."""
+        heard, cost = self.body.heard, len(rows) / rows.size
+        if batch.parted:
+            part, seen = self._show(batch.part(rows))
+        else:
+            (whole, all_seen), shown = batch.prove(rows, self._show)
+            if shown is None:
+                self._store(cache, all_seen[1:] or None, moment)
+                cache.refer(all_seen[0])
+                return Answer(whole, 1.0, 1.0 + cost)
+            (part, seen), cost = shown, 1.0 + cost
+        with torch.no_grad():
+            if not cache.renew(rows, seen[1:], moment):
+                cache.forget()  # what is held is not theirs, and what they have does not fit
+            elif self.recipe.signal == "modulated":
+                cache.refer(heard)
+            else:
+                cache.refer_some(rows, heard)
+            return Answer(rows.merge(result, part), len(rows) / rows.size, cost)
+
+    def _show(self, run: Run) -> Shown:
+        """Run a call in full; with what the gate heard, and the residuals if it shows them."""
+        result, residuals, heard = self.body.look(run)
+        return result, [heard, *(residuals or [])]
 
     def share(self, kinds: frozenset[str]) -> float:
         before = self.recipe.first if self.body.plan is None else self.body.plan.before

@@ -102,6 +102,7 @@ class ForecastOutlook(Outlook):
         errors: list[float] = []
         drifts = [0.0] * len(self.ahead)
         alarms = [[False] * len(self.ahead) for _ in self._caches]
+        suspects: list[list[list[bool]]] = [[] for _ in self._caches]
         for index, sizes in enumerate(self._sizes):
             parts = []
             for size in sizes:
@@ -114,12 +115,14 @@ class ForecastOutlook(Outlook):
             for row, cache in enumerate(self._caches):
                 mine = slice(row * count, (row + 1) * count)
                 bad = cache.collapses(index, seen.now[mine], [coming[mine] for coming in seen.coming])
-                alarms[row] = list(map(or_, alarms[row], bad))
+                alarms[row] = list(map(or_, alarms[row], map(any, bad)))
+                suspects[row].append(list(map(any, zip(*bad, strict=True))))
         self.settle()
         caches, self._caches, self.before = self._caches, (), None  # nobody asks again
         self.numbers = self.numbers.new_empty(0)
         error = math.sqrt(largest(errors)) if errors and self._wants_error else math.nan
-        return [(cache, Coming(drifts, alarm, error)) for cache, alarm in zip(caches, alarms, strict=True)]
+        found = zip(caches, alarms, suspects, strict=True)
+        return [(cache, Coming(drifts, alarm, error, suspect)) for cache, alarm, suspect in found]
 
 
 class HostedOutlook(ForecastOutlook):

@@ -5,7 +5,7 @@ The cached value is the difference of output and input; the signal is known from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,13 @@ from ..predictors import TokenLayout
 from ..predictors.resting import waken
 from ..schedules import expected_change, transformation_rate
 from .anatomy import Anatomy
+from .batch import Batch, Batches
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .outputs import flatten
-from .sites import Asking, Judge, OutputSite, Run
+from .recipe import Recipe
+from .rows import Rows
+from .sites import Answer, Asking, Judge, OutputSite, Run
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class _Form:
         value = value.clone()
         value.narrow(self.axis, 0, base.shape[self.axis]).add_(base, alpha=sign)
         return value
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a computed call showed: drivers with what they drive, and what each output has over its base."""
+
+    forms: list[_Form]
+    drivers: list[Tensor]
+    driven: list[Tensor]
+    differences: list[Tensor]
 
 
 class RateCache(Forecast):
@@ -105,53 +118,95 @@ class RateSite(OutputSite, Asking):
     decides. An output that has no counterpart among the inputs is reused as it is.
     """
 
+    def __init__(self, anatomy: Anatomy, recipe: Recipe) -> None:
+        super().__init__(anatomy, recipe)
+        self.batches = Batches(anatomy, outputs=True)
+
     def cache(self) -> RateCache:
         return RateCache(self.recipe)
 
     def compute(self, run: Run, cache: RateCache, moment: Moment) -> Any:
         result = run()
-        with torch.no_grad():
-            outputs, cache.template = flatten(result)
-            cache.forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
-            self._keep(cache, self._inputs(run), outputs, moment)
+        self._keep(run, result, cache, moment)
         return result
 
-    def _keep(self, cache: RateCache, inputs: Mapping[str, Any], outputs: list[Tensor], moment: Moment) -> None:
-        bases = counterparts(self.anatomy, inputs, cache.forms)
-        drivers = self._drivers(inputs, bases)
-        driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None] or [outputs[0][None]]
-        if cache.computed:
-            now = zip(drivers, driven, cache.computed, strict=True)
-            cache.rates = [
-                transformation_rate(self._pair(x, old_x), self._pair(v, old_v)) for x, v, (old_x, old_v) in now
-            ]
-        cache.layouts = cache.layouts or [TokenLayout(1) for _ in outputs]
-        parts = zip(cache.forms, outputs, bases, strict=True)
-        cache.record([form.less(output, base) for form, output, base in parts], moment)
-        cache.keep(drivers, driven)
+    def _keep(self, run: Run, result: Any, cache: RateCache, moment: Moment) -> None:
+        with torch.no_grad():
+            seen = self._seen(run, result)
+            _, cache.template = flatten(result)
+            cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
+            if cache.computed:
+                cache.rates = self._rates(seen, cache.computed)
+            cache.record(seen.differences, moment)
+            cache.keep(seen.drivers, seen.driven)
+
+    def _rates(self, seen: _Seen, before: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        now = zip(seen.drivers, seen.driven, before, strict=True)
+        return [transformation_rate(self._pair(x, old_x), self._pair(v, old_v)) for x, v, (old_x, old_v) in now]
 
     def _pair(self, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What is seen now and what has rested, with digits alike."""
         return self.recipe.rest.rounded(now), waken(before, now.device)
 
-    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None]) -> list[Tensor]:
-        """The inputs whose change tells how far the outputs with a counterpart move; else the sample as one."""
-        return [base for base in bases if base is not None] or [_floating(inputs[self.anatomy.sample])[0][None]]
+    def _seen(self, run: Run, result: Any) -> _Seen:
+        inputs, (outputs, _) = self._inputs(run), flatten(result)
+        forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
+        bases = counterparts(self.anatomy, inputs, forms)
+        driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None]
+        if not driven:
+            driven = [outputs[0] if self._by_sample(inputs, forms) else outputs[0][None]]
+        differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
+        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences)
 
-    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
+    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[_Form]) -> list[Tensor]:
+        """The inputs whose change tells how far the outputs with a counterpart move; else the noisy sample."""
+        found = [base for base in bases if base is not None]
+        noise = _floating(inputs[self.anatomy.sample])[0]
+        return found or [noise if self._by_sample(inputs, forms) else noise[None]]
+
+    def _by_sample(self, inputs: Mapping[str, Any], forms: list[_Form]) -> bool:
+        """Whether noise and output have a batch in common although their tokens differ; else each is taken as one."""
+        noise, shape = _floating(inputs[self.anatomy.sample])[0], forms[0].shape
+        return noise.dim() == len(shape) > 2 and noise.shape[0] == shape[0]
+
+    def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> Answer:
+        batch = self.batches.of(run)
         with torch.no_grad():
             inputs = self._inputs(run)
-            drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms))
+            drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms), cache.forms)
             parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
-            changes = [
+            signals = [
                 expected_change(rate, *self._pair(x, old_x), waken(v, x.device)) for rate, x, old_x, (_, v) in parts
             ]
-            signal = torch.stack(changes).amax()
-        if judge(signal):
-            return self.compute(run, cache, moment), True
+        moved = judge(batch, signals)
+        if len(moved) == batch.size:
+            return Answer(self.compute(run, cache, moment), 1.0, 1.0)
+        rows, cost = batch.rows(moved), len(moved) / batch.size
+        if moved and not batch.parted:
+            (whole, _), shown = batch.prove(rows, lambda part: (part(), []))
+            if shown is None:
+                self._keep(run, whole, cache, moment)
+                return Answer(whole, 1.0, 1.0 + cost)
+            cost += 1.0
         result = self.predict(run, cache, moment, frozenset())
+        if moved:
+            result = self._compute_some(batch, rows, result, cache, moment)
         cache.previous = cache.kept(drivers)
-        return result, False
+        return Answer(result, len(moved) / batch.size, cost)
+
+    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: RateCache, moment: Moment) -> Any:
+        """The samples that moved by themselves, in the place of what was predicted for them."""
+        run = batch.part(rows)
+        part = run()
+        with torch.no_grad():
+            seen = self._seen(run, part)
+            inputs, outputs = zip(*cache.computed, strict=True)
+            before = zip(rows.cut_all(inputs), rows.cut_all(outputs), strict=True)
+            rates = self._rates(seen, list(before))
+            stored = ((cache.rates, rates), (inputs, seen.drivers), (outputs, seen.driven))
+            if not all(rows.replace(*pair) for pair in stored) or not cache.renew(rows, seen.differences, moment):
+                cache.forget()  # what is held is not theirs, and what they have does not fit
+            return rows.merge(result, part)
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule
+from .batch import Batch
 from .branch import Branch
+from .cache import Coming
 from .clock import Clock
 from .conditioning import Conditioning
 from .recipe import Recipe
 from .sites import Site
-from .stats import FULL, PREDICTED, SegmentStats
+from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
 
 _MOST_BRANCHES = 8
 
@@ -47,6 +49,8 @@ class Segment:
         self.compute = True
         self.kinds: frozenset[str] = frozenset()  # computed at a step that is not computed in full
         self._alarmed = -1  # step that an alarm of another branch has just taken
+        self._moved: frozenset[int] = frozenset()  # samples that a branch has computed by themselves in this step
+        self._batch = 0  # of how many
 
     def _new_schedule(self) -> Schedule:
         schedule = self.recipe.schedule()
@@ -90,14 +94,14 @@ class Segment:
         """What to do at ``step``; ``fingerprint`` tells whether the weights are still the same."""
         if step != self.deciding:
             self._begin(step, fingerprint)
-        schedule = branch.schedule
-        if schedule is not self.schedule and not self.compute:
-            self.compute = schedule.wants_compute(step)
+        own, jury = branch.schedule is not self.schedule, branch.jury
+        if own and not self.compute:
+            self.compute = len(jury.due(step)) == len(jury.all)
         if self.compute:
-            if schedule is not self.schedule:
-                schedule.computed(step)
+            if own:
+                jury.computed(step)
             return Verdict.COMPUTE
-        return Verdict.ASK if schedule.undecided(step) else Verdict.PREDICT
+        return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
 
     def _begin(self, step: int, fingerprint: Callable[[], Any]) -> None:
         self._read_plans()
@@ -105,35 +109,72 @@ class Segment:
         changed = self.deciding >= 0 and weights != self.weights
         if changed:
             self._forget_all(step, "weights or adapters changed")
-        self.deciding, self.weights = step, weights
+        self.deciding, self.weights, self._moved = step, weights, frozenset()
         self.compute = changed or (self.schedule.signal is None and self.schedule.wants_compute(step))
         if self.compute:
             self.schedule.computed(step)
         self.kinds = frozenset() if self.compute else self.schedule.partial(step)
 
-    def judge(self, step: int, branch: Branch, signal: Tensor) -> bool:
-        """Whether an asked ``step`` is computed. Its one host read takes the alarm of the last computed step along.
+    def judge(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> list[int]:
+        """Samples that are computed at an asked ``step``: none, all, or those that moved.
 
-        Once a branch computes, those that are called after it in this step compute as well.
+        What a branch computes, those that are called after it in this step compute as well: the branches of guidance
+        decide together.
+
+        Args:
+            step: index in the segment.
+            branch: whose signal it is.
+            batch: its samples.
+            signals: what was measured, as :meth:`Batch.spread` takes it.
         """
+        jury, drifts = branch.jury, self._hear(step, branch, batch, signals)
+        moved = jury.hear(step, drifts)  # asked in any case: a schedule may keep count
+        if self._moved:
+            moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
+        if moved and batch.hindrance is not None and len(moved) < len(jury.all):
+            branch.together, moved = batch.hindrance, set(jury.all)
+        if len(moved) == len(jury.all):
+            return list(range(batch.size))
+        jury.computed(step, moved)
+        rows = jury.rows(moved)
+        self._moved, self._batch = self._moved | set(rows), batch.size
+        return rows
+
+    def computed(self, step: int, branch: Branch) -> None:
+        """An asked ``step`` was computed in full: the branches that come after it are computed with it."""
+        self.compute = True
+        branch.jury.computed(step)
+
+    def _hear(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> Sequence[Sequence[float]]:
+        """What each sample shows; all together where it cannot be told.
+
+        The one host read of the step takes along the alarm of the last computed one, and, once, which samples belong
+        together.
+        """
+        jury = branch.jury
         waiting, branch.cache.pending = branch.cache.pending, None
-        parts = [signal.reshape(1).float()] if waiting is None else [signal.reshape(1).float(), waiting.numbers]
-        drift, *rest = torch.cat(parts).tolist()
+        repeats = batch.repeats() if jury.size is None and batch.size > 1 else []
+        parts = [*(s.flatten() for s in signals), *(r.to(signals[0].device).reshape(1) for r in repeats)]
+        rest = torch.cat([part.float() for part in parts] + ([] if waiting is None else [waiting.numbers])).tolist()
+        heard = []
+        for signal in signals:
+            heard.append(rest[: signal.numel()])
+            rest = rest[signal.numel() :]
+        drifts = batch.spread(heard)
+        if repeats and drifts is None:
+            branch.together = "what is heard does not tell the samples apart"
+        elif repeats:
+            jury.part(batch.size, next((n for n, same in zip(batch.folds, rest, strict=False) if same), 1))
         if waiting is not None:
-            ((_, coming),) = waiting.read(rest)
-            self._heed(branch, coming.alarms)
-        wanted = branch.schedule.judge(step, drift)  # asked in any case: it may keep count
-        if wanted or branch.schedule.wants_compute(step):
-            self.compute = True
-            branch.schedule.computed(step)
-        return self.compute
+            ((_, coming),) = waiting.read(rest[len(repeats) :])
+            self._heed(branch, coming, step, batch)
+        return heard if drifts is None else drifts
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
         others = (b for b in self.branches.values() if b is not branch)
         if branch.schedule is not self.schedule or not any(b.last_step == step for b in others):
-            self.compute = True
-            branch.schedule.computed(step)
+            self.computed(step, branch)
 
     def _forget_all(self, step: int, reason: str) -> None:
         for branch in self.branches.values():
@@ -173,20 +214,32 @@ class Segment:
         branches = {branch.cache: branch for branch in self.branches.values()}
         for cache, coming in found:
             cache.pending = None
-            self._heed(branches[cache], coming.alarms)
+            self._heed(branches[cache], coming)
         self.schedule.plan([coming.drifts for _, coming in found], [coming.error for _, coming in found])
 
-    def _heed(self, branch: Branch, alarms: Sequence[bool]) -> None:
-        """Compute instead of the first prediction that would not be finite or would collapse."""
-        bad = next((k for k, flag in enumerate(alarms) if flag), None)
+    def _heed(self, branch: Branch, coming: Coming, now: int = 0, batch: Batch | None = None) -> None:
+        """Compute instead of the first prediction that would not be finite or would collapse.
+
+        Args:
+            branch: whose prediction it is.
+            coming: what was found.
+            now: the step that is being decided.
+            batch: its samples, where they may decide apart.
+        """
+        bad = next((k for k, flag in enumerate(coming.alarms) if flag), None)
         if bad is None:
             return
-        schedule = branch.schedule
-        due = schedule.last + bad + 1
-        if not schedule.wants_compute(due) or due == self._alarmed:
+        jury, dues = branch.jury, set()
+        suspects = None if batch is None or batch.behind else batch.spread(coming.suspects)
+        for group in jury.all if suspects is None else jury.groups(i for i, row in enumerate(suspects) if any(row)):
+            schedule = jury.schedules[group]
+            due = max(schedule.last + bad + 1, now)
+            if not schedule.wants_compute(due) or due == self._alarmed:
+                dues.add(due)
+            schedule.limit(bad)
+        for due in dues:
             self._alarmed = due
             branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
-        schedule.limit(bad)
 
     def time(self, step: int) -> float:
         """Time of a step of the segment, on the recipe's axis."""
@@ -220,7 +273,7 @@ class Segment:
         if self.total is not None and self.deciding + 1 < self.total:
             return None  # it was broken off: there is nothing to explain
         letters = "".join(letter for branch in self.branches.values() for letter in branch.decisions)
-        if PREDICTED in letters or FULL not in letters:
+        if PREDICTED in letters or PARTIAL in letters or FULL not in letters:
             return None
         if self.total is None:
             return "the number of steps is unknown: wrap the loop in denoising(model, num_inference_steps=N)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors import TokenLayout
 from .anatomy import Anatomy, find_block_lists
+from .batch import Batch, Batches
 from .body import BodySite
 from .cache import Cache, Moment
 from .forecast import Forecast
@@ -20,8 +22,8 @@ from .outputs import flatten
 from .recipe import Recipe
 
 Run = Callable[[], Any]
-#: the signal of a step, a scalar -> whether the step is computed; reads the host once
-Judge = Callable[[Tensor], bool]
+#: a call's batch, and the signal of each of its samples -> those that are computed; reads the host once
+Judge = Callable[[Batch, Sequence[Tensor]], list[int]]
 
 
 class Site(ABC):
@@ -78,12 +80,37 @@ class Site(ABC):
         """Take them off."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What became of an asked step.
+
+    Attributes:
+        result: the denoiser's return value.
+        part: share of the samples that were computed; 1 is the whole batch.
+        cost: work besides what runs at every predicted step, in runs of the whole batch.
+    """
+
+    result: Any
+    part: float
+    cost: float
+
+
 class Asking(Site):
-    """A site that can measure the signal that a schedule waits for."""
+    """A site that can measure the signal that a schedule waits for.
+
+    Of a batch, the samples that the schedule wants are computed by themselves and the others predicted, if it is
+    proved that this returns the same. The first step at which samples part is computed in full as well to show it: that
+    is the cost of the proof, once a model and form of call.
+
+    Attributes:
+        batches: what is known of the denoiser's batches.
+    """
+
+    batches: Batches
 
     @abstractmethod
-    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> tuple[Any, bool]:
-        """Measure the signal, let ``judge`` decide, and compute or predict; True if computed."""
+    def ask(self, run: Run, cache: Cache, moment: Moment, judge: Judge) -> Answer:
+        """Measure the signal, let ``judge`` decide, and compute or predict."""
 
 
 class ForecastSite(Site):

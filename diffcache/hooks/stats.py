@@ -33,6 +33,9 @@ class SegmentStats:
         exact_calls, exact_flops: module calls whose results do not depend on the step and were answered from memory,
             and what they would have cost (see :mod:`.exact`); they count as computed everywhere else.
         exact_bytes: most memory held for them.
+        samples: where the samples of a batch decide apart, the decisions of each; those that carry the same noisy
+            sample, as in fused guidance, decide together and stand once (rows g, g + n, ... of n such groups).
+        together: why the samples could not decide apart although they would have, or None.
     """
 
     expert: str
@@ -50,6 +53,8 @@ class SegmentStats:
     exact_calls: int = 0
     exact_flops: int = 0
     exact_bytes: int = 0
+    samples: list[str] = field(default_factory=list)
+    together: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,18 @@ def _segment_line(s: SegmentStats) -> str:
     if s.exact_calls:
         line += f"\n    {s.exact_calls} module calls from memory, bit-exact: {s.exact_flops / 1e9:.2g} GFLOP less"
         line += f" for {s.exact_bytes / 1e6:.2g} MB"
+    if PARTIAL in s.decisions:
+        line += "".join(f"\n    {_samples(n)}: {letters}" for letters, n in Counter(s.samples).items())
+    if s.together:
+        line += f"\n    the samples of the batch decide together: {s.together}"
     reasons = Counter()
     for fallback in s.fallbacks:
         reasons[fallback.reason] += fallback.count
     return line + "".join(f"\n    computed instead of predicted, {n}x: {reason}" for reason, n in reasons.items())
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
 
 
 class Mark:

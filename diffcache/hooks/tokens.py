@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors.resting import home_of
 from ..schedules.selectors import Evidence
+from .again import close_to, repeatable
 from .anatomy import find_block_lists
 from .attach import HOOK_NAME, attach, detach
-from .body import close_to, repeatable
 from .cache import Cache, Holding, Moment
 from .finite import FiniteOutlook
 from .modules import Unit

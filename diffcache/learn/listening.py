@@ -158,7 +158,7 @@ class DriftEar(Ear):
         return [heard, *(tensor.detach().clone() for tensor in flatten(result)[0])]
 
     def compare(self, now: list[Tensor], before: list[Tensor]) -> tuple[float, ...]:
-        heard, *outputs = (relative_change(*pair) for pair in zip(now, before, strict=True))
+        heard, *outputs = (relative_change(*pair).amax() for pair in zip(now, before, strict=True))
         return float(heard), float(torch.stack(outputs).amax())
 
 

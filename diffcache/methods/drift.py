@@ -21,10 +21,11 @@ class FBCacheConfig(MethodConfig):
     """First-block cache (ParaAttention), with more blocks DBCache (cache-dit): the first blocks decide about the rest.
 
     Their residual is compared with that of the last computed step. If it moved by no more than ``threshold`` (relative
-    L1, the worst sample), the residual over the remaining blocks is reused.
+    L1), the residual over the remaining blocks is reused. Each sample of a batch is decided by itself, see
+    docs/batches.md.
 
-    Memory of one branch: ``2 * numel(hidden) * element_size`` bytes (residual and reference), with the text
-    stream's residual besides where ``last`` > 0.
+    Memory of one branch: ``2 * numel(hidden) * element_size`` bytes (residual and reference), with the text stream's
+    residual besides where ``last`` > 0.
 
     Args:
         threshold: relative change, >= 0.
@@ -70,7 +71,8 @@ class TeaCacheConfig(CalibratedConfig):
     """TeaCache (arXiv 2411.19108): the change of the first block's modulated input, rescaled and summed over steps.
 
     The first block runs up to its attention; if the sum stays below ``threshold``, the residual over all blocks is
-    reused. Memory of one branch: ``2 * numel(hidden) * element_size`` bytes.
+    reused. Each sample of a batch is decided by itself (docs/batches.md). Memory of one branch:
+    ``2 * numel(hidden) * element_size`` bytes.
 
     The rescaling is a polynomial of the model: from a calibration, published, or given. A calibrated one is not
     extrapolated: a change larger than any that it was fitted to computes the step.
@@ -133,7 +135,7 @@ class MagCacheConfig(CalibratedConfig):
     """MagCache (arXiv 2506.09045): the residual over all blocks is reused while its modelled change is small.
 
     The change is known before the run from magnitude ratios, measured once a model. A calibration holds those of each
-    branch; a step is computed as soon as one branch wants it.
+    branch; a step is computed as soon as one branch wants it. It is about steps: all samples of a batch decide alike.
 
     Memory of one branch: ``numel(hidden) * element_size`` bytes.
 
@@ -186,8 +188,8 @@ class MagCacheConfig(CalibratedConfig):
 class EasyCacheConfig(MethodConfig):
     """EasyCache (arXiv 2507.02860): output minus input is reused while the output's expected change is small.
 
-    Memory of one branch: at most ``4 * numel(output) * element_size + 4 * batch`` bytes (difference, output and two
-    inputs, one rate a sample).
+    Each sample of a batch is decided by itself (docs/batches.md). Memory of one branch: at most
+    ``4 * numel(output) * element_size + 4 * batch`` bytes (difference, output and two inputs, one rate a sample).
 
     Args:
         threshold: limit of the summed expected relative change since the last computed step (0.05 is 5 %).

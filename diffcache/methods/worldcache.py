@@ -30,6 +30,9 @@ class WorldCacheConfig(MethodConfig):
     Faithful: per token reuse / linear / Hermite blend by curvature quantiles, and chaotic-prioritised adaptive
     skipping. ``computed`` and ``alpha`` have no effect there; warmup 10, max_skip 2, threshold 0.2 are its defaults.
 
+    The samples of a batch share the times of their history: a step is computed for all of them, and the guard hears the
+    worst.
+
     Memory of one branch: ``3 * numel(output) * element_size`` bytes. A finite ``share`` adds ``4 * tokens *
     modalities`` (one fp32 ratio a token) and with feedback ``12 * batch * modalities``; faithful adds ``12 * tokens *
     modalities``. A token is a patch of the output where the model unpatchifies it.

@@ -15,6 +15,9 @@ class Schedule:
     schedule with a :attr:`signal` leaves the other steps undecided until it has heard it: ask :meth:`undecided`
     first, then :meth:`judge`.
 
+    Its state is plain values, so that a copy goes its own way: samples of a batch that decide apart have one each.
+    A schedule without a signal decides for the whole batch, whose samples share the times of their history.
+
     Args:
         warmup: first steps that are always computed.
         cooldown: last steps that are always computed.
@@ -63,7 +66,7 @@ class Schedule:
 
         Args:
             step: index in the segment.
-            drift: the signal's number, the worst of all samples and branches heard. NaN and inf compute.
+            drift: the signal's number, the worst of the samples that decide together. NaN and inf compute.
         """
         return True
 

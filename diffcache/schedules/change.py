@@ -1,4 +1,4 @@
-"""The signals that schedules hear, measured from tensors: one number a step, fp32, no host synchronisation.
+"""The signals that schedules hear, measured from tensors: one number a sample, fp32, no host synchronisation.
 
 ``first``
     :func:`relative_change` of the residual of the first block(s) against that of the last *computed* step.
@@ -22,16 +22,16 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     Args:
         now: any shape with the samples on axis 0.
         before: the same shape.
-        pooled: one mean over all samples, as the methods' own releases take it; otherwise the worst sample counts,
-            so that a still neighbour hides nobody. Equal for one sample.
+        pooled: one mean over all samples, as the methods' own releases take it; otherwise each has its own, so that
+            a still neighbour hides nobody.
 
     Returns:
-        A scalar.
+        Shape ``[batch]``; ``[1]`` if pooled.
     """
     if pooled:
         now, before = now[None], before[None]
     wide = before.float()
-    return (_size(now.float() - wide) / _size(wide)).amax()
+    return _size(now.float() - wide) / _size(wide)
 
 
 def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -47,7 +47,7 @@ def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Te
 
 
 def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -> Tensor:
-    """``eps = k * |x - x'| / |v|`` of the worst sample: the relative change of the output since the previous step.
+    """``eps = k * |x - x'| / |v|`` of each sample: the relative change of the output since the previous step.
 
     Args:
         rate: :func:`transformation_rate` of the last computed step, shape ``[batch]``.
@@ -56,9 +56,9 @@ def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -
         output: the previous output. The paper takes the previous step's, its release the last computed one's.
 
     Returns:
-        A scalar, 0.05 for the paper's 5 %.
+        Shape ``[batch]``, 0.05 for the paper's 5 %.
     """
-    return (rate * _change(now, before) / _size(output.float())).amax()
+    return rate * _change(now, before) / _size(output.float())
 
 
 def _change(now: Tensor, before: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""Who decides about the samples of a branch: one schedule for all of them, or one for each group of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
+
+from ..schedules import Schedule
+from ..schedules.drift import largest
+from .stats import FULL, PREDICTED
+
+
+class Jury:
+    """The schedules of one branch.
+
+    Rows of a batch that carry the same noisy sample, the halves of fused guidance, are one group and decide together:
+    group ``g`` of ``n`` is rows ``g``, ``g + n``, ``g + 2 n``, ... Until the groups are known there is one.
+
+    Args:
+        schedule: has heard nothing yet.
+
+    Attributes:
+        schedules: one a group.
+        size: samples of the batch whose groups are known, or None.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedules, self.size = [schedule], None
+
+    def join(self) -> None:
+        """Another batch may come: forget the groups. Everything is computed next, which every schedule takes alike."""
+        del self.schedules[1:]
+        self.size = None
+
+    def part(self, size: int, folds: int) -> None:
+        """The batch of ``size`` samples is ``folds`` times the same. A schedule is plain values: copies go apart."""
+        self.schedules += [copy(self.schedules[0]) for _ in range(1, size // folds)]
+        self.size = size
+
+    def rows(self, groups: Iterable[int]) -> list[int]:
+        """Samples of the groups, in order."""
+        count = len(self.schedules)
+        return sorted(row for group in groups for row in range(group, self.size or 1, count))
+
+    def groups(self, rows: Iterable[int]) -> set[int]:
+        """Groups that samples belong to."""
+        return {row % len(self.schedules) for row in rows}
+
+    @property
+    def all(self) -> range:
+        """Every group."""
+        return range(len(self.schedules))
+
+    # -- decisions -------------------------------------------------------------------------------------------------
+
+    def due(self, step: int) -> set[int]:
+        """Groups that are computed whatever the signal says."""
+        return {g for g in self.all if self.schedules[g].wants_compute(step)}
+
+    def undecided(self, step: int) -> bool:
+        """Whether some group waits for its signal."""
+        return any(schedule.undecided(step) for schedule in self.schedules)
+
+    def hear(self, step: int, drifts: Sequence[Sequence[float]]) -> set[int]:
+        """Groups that want to be computed, by the worst of what was heard of their samples.
+
+        Args:
+            step: index in the segment.
+            drifts: what was heard of each sample, or of all together where that cannot be told.
+        """
+        heard = [largest(self._of(group, drifts)) for group in self.all]
+        return {g for g in self.all if self.schedules[g].judge(step, heard[g])} | self.due(step)
+
+    def _of(self, group: int, drifts: Sequence[Sequence[float]]) -> list[float]:
+        rows = [drifts[row] for row in self.rows([group])] if len(drifts) == self.size else drifts
+        return [number for row in rows for number in row]
+
+    def computed(self, step: int, groups: Collection[int] | None = None) -> None:
+        """Record that groups were computed; all, if none are named."""
+        for group in self.all if groups is None else groups:
+            self.schedules[group].computed(step)
+
+    def letters(self, step: int) -> str:
+        """The decision of each group at a step that is done."""
+        return "".join(FULL if schedule.last == step else PREDICTED for schedule in self.schedules)
