@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..schedules import Schedule
+from .batch import Batch
 from .cache import Cache
 from .conditioning import Conditioning
 from .exact import ExactMemory
@@ -25,6 +26,7 @@ class Branch:
         self.name, self.conditioning, self.cache, self.jury = name, conditioning, cache, Jury(schedule)
         self.decisions: list[str] = []
         self.together: str | None = None
+        self.batch: Batch | None = None  # of the call that was last heard
         self._letters: list[str] = []  # of each step, one a group where there are several
         self.fallbacks: list[Fallback] = []
         self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()

@@ -37,6 +37,11 @@ class Jury:
         self.schedules += [copy(self.schedules[0]) for _ in range(1, size // folds)]
         self.size = size
 
+    def join_in(self, other: Jury) -> None:
+        """Take over the groups of another branch of the same samples."""
+        if self.size is None and other.size is not None:
+            self.part(other.size, other.size // len(other.schedules))
+
     def rows(self, groups: Iterable[int]) -> list[int]:
         """Samples of the groups, in order."""
         count = len(self.schedules)

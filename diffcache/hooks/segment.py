@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -51,6 +51,9 @@ class Segment:
         self._alarmed = -1  # step that an alarm of another branch has just taken
         self._moved: frozenset[int] = frozenset()  # samples that a branch has computed by themselves in this step
         self._batch = 0  # of how many
+        self._asked = -1  # step for which a branch has been heard
+        self._leader: Branch | None = None  # it
+        self._late: list[_Heard] = []  # what the others heard since
 
     def _new_schedule(self) -> Schedule:
         schedule = self.recipe.schedule()
@@ -99,7 +102,7 @@ class Segment:
             self.compute = len(jury.due(step)) == len(jury.all)
         if self.compute:
             if own:
-                jury.computed(step)
+                self.computed(step, branch)
             return Verdict.COMPUTE
         return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
 
@@ -109,7 +112,7 @@ class Segment:
         changed = self.deciding >= 0 and weights != self.weights
         if changed:
             self._forget_all(step, "weights or adapters changed")
-        self.deciding, self.weights, self._moved = step, weights, frozenset()
+        self.deciding, self.weights, self._moved, self._asked = step, weights, frozenset(), -1
         self.compute = changed or (self.schedule.signal is None and self.schedule.wants_compute(step))
         if self.compute:
             self.schedule.computed(step)
@@ -118,8 +121,8 @@ class Segment:
     def judge(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> list[int]:
         """Samples that are computed at an asked ``step``: none, all, or those that moved.
 
-        What a branch computes, those that are called after it in this step compute as well: the branches of guidance
-        decide together.
+        The branches of guidance decide together, by what the first one hears: one host read a step. What the others
+        hear at a step is read along with the next signal, and computed then if it wants to be.
 
         Args:
             step: index in the segment.
@@ -127,8 +130,14 @@ class Segment:
             batch: its samples.
             signals: what was measured, as :meth:`Batch.spread` takes it.
         """
-        jury, drifts = branch.jury, self._hear(step, branch, batch, signals)
-        moved = jury.hear(step, drifts)  # asked in any case: a schedule may keep count
+        jury, branch.batch = branch.jury, batch
+        if self._asked == step and self._leader.batch.size == batch.size:
+            jury.join_in(self._leader.jury)
+            self._late.append(_Heard(step, branch, batch, signals))
+            moved: set[int] = set()
+        else:
+            moved = self._hear(_Heard(step, branch, batch, signals))
+            self._asked, self._leader = step, branch
         if self._moved:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
         if moved and batch.hindrance is not None and len(moved) < len(jury.all):
@@ -142,33 +151,39 @@ class Segment:
 
     def computed(self, step: int, branch: Branch) -> None:
         """An asked ``step`` was computed in full: the branches that come after it are computed with it."""
-        self.compute = True
+        self.compute, self._late = True, []
         branch.jury.computed(step)
 
-    def _hear(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> Sequence[Sequence[float]]:
-        """What each sample shows; all together where it cannot be told.
+    def _hear(self, heard: _Heard) -> set[int]:
+        """Groups that want to be computed.
 
-        The one host read of the step takes along the alarm of the last computed one, and, once, which samples belong
-        together.
+        The one host read of the step takes along the alarms of the last computed one, what other branches heard at the
+        step before, and, once, which samples belong together.
         """
-        jury = branch.jury
-        waiting, branch.cache.pending = branch.cache.pending, None
-        repeats = batch.repeats() if jury.size is None and batch.size > 1 else []
-        parts = [*(s.flatten() for s in signals), *(r.to(signals[0].device).reshape(1) for r in repeats)]
-        rest = torch.cat([part.float() for part in parts] + ([] if waiting is None else [waiting.numbers])).tolist()
-        heard = []
-        for signal in signals:
-            heard.append(rest[: signal.numel()])
-            rest = rest[signal.numel() :]
-        drifts = batch.spread(heard)
+        branch, batch = heard.branch, heard.batch
+        waiting = [b for b in self.branches.values() if b.cache.pending is not None]
+        repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
+        late, self._late = self._late, []
+        device = heard.signals[0].device
+        parts = [*heard.parts, *(r.to(device).reshape(1) for r in repeats)]
+        parts += [part for other in late for part in other.parts] + [b.cache.pending.numbers for b in waiting]
+        numbers = iter(torch.cat([part.float() for part in parts]).tolist())
+        drifts = heard.read(numbers)
+        same = [next(numbers) for _ in repeats]
         if repeats and drifts is None:
             branch.together = "what is heard does not tell the samples apart"
         elif repeats:
-            jury.part(batch.size, next((n for n, same in zip(batch.folds, rest, strict=False) if same), 1))
-        if waiting is not None:
-            ((_, coming),) = waiting.read(rest[len(repeats) :])
-            self._heed(branch, coming, step, batch)
-        return heard if drifts is None else drifts
+            branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=False) if equal), 1))
+        spoken = [(other, other.read(numbers)) for other in late]
+        for b in waiting:
+            outlook, b.cache.pending = b.cache.pending, None
+            ((_, coming),) = outlook.read([next(numbers) for _ in range(outlook.numbers.numel())])
+            self._heed(b, coming, heard.step, b.batch)
+        moved = branch.jury.hear(heard.step, drifts if drifts is not None else [heard.flat])
+        for other, said in spoken:
+            wanted = other.branch.jury.hear(other.step, said if said is not None else [other.flat])
+            moved |= branch.jury.groups(other.branch.jury.rows(wanted))
+        return moved
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
@@ -283,6 +298,28 @@ class Segment:
         if self.schedule.warmup + self.schedule.cooldown >= self.total:
             return f"steps ({self.total}) <= warmup ({self.schedule.warmup}) + cooldown ({self.schedule.cooldown})"
         return "the schedule computed every step: its threshold or interval never allowed a prediction"
+
+
+class _Heard:
+    """What a branch heard at a step, on the device until it is read.
+
+    Attributes:
+        flat: all of it, once read.
+    """
+
+    def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
+        self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
+        self.flat: list[float] = []
+
+    @property
+    def parts(self) -> list[Tensor]:
+        return [signal.flatten() for signal in self.signals]
+
+    def read(self, numbers: Iterator[float]) -> Sequence[Sequence[float]] | None:
+        """Its numbers, the next ones; sample by sample, or None where the samples cannot be told apart."""
+        heard = [[next(numbers) for _ in range(signal.numel())] for signal in self.signals]
+        self.flat = [number for part in heard for number in part]
+        return self.batch.spread(heard)
 
 
 def _matches(branch: Branch, conditioning: Conditioning) -> bool:
