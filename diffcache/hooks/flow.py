@@ -2,8 +2,9 @@
 
 A tensor is still if it is the model's own (weights, buffers), an argument that stays the same for a whole trajectory,
 or the result of an operation on still tensors alone. Everything else moves, and so does whatever cannot be seen: memory
-that was not initialised (a kernel of somebody else may fill it), tensors that come from nowhere, random numbers, and
-all that follows once the host has read a moving value, because the model may take another path then.
+that was not initialised (a kernel of somebody else may fill it), tensors that come from nowhere, random numbers, what
+an operator made of operators returns (flex attention), and all that follows once the host has read a moving value,
+because the model may take another path then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 # Reads of the host that never reach the dispatcher on the CPU.
 _READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+# Operators of operators that neither write to what they are given nor tell the host a value.
+_PURE = frozenset({"flex_attention"})
 _UNFILLED = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 
 
@@ -153,6 +156,8 @@ class Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
+            if func.name() not in _PURE:
+                self.host_read(None)
             return func(*args, **kwargs)  # nothing is known of its results, so they move
         if func._overloadpacket not in flop_registry:
             with self:  # in inference mode operations arrive whole

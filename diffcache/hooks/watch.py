@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -203,11 +202,8 @@ class Bounds:
 
 
 def bounds(model: nn.Module) -> Bounds | None:
-    """What other hooks forbid; None where parts are compiled, for those cannot be looked into.
-
-    torch compiles `flex_attention` on its own, so a model whose code has it at hand counts as compiled.
-    """
-    if any(is_compiled(m) or hasattr(sys.modules.get(type(m).__module__), "flex_attention") for m in model.modules()):
+    """What other hooks forbid; None where parts are compiled, for those cannot be looked into."""
+    if any(map(is_compiled, model.modules())):
         return None
     closed: set[nn.Module] = set()
     for child in model.children():
