@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from diffusers.hooks import HookRegistry
@@ -106,6 +107,7 @@ class Watch:
         self.flow = Flow([*weights, *(kept.tensor for kept in self._state), *still])
         self._names = {module: name for name, module in model.named_modules()}
         self._calls: Counter[nn.Module] = Counter()
+        self._owners: dict[nn.Module, list[dict[str, Any]]] = {}
         self.found: list[Found] = []
 
     @contextmanager
@@ -145,7 +147,7 @@ class Watch:
         given = list(leaves((args, kwargs)))
         call = _Call(self.flow.clock, not all(isinstance(v, Tensor) or is_plain(v) for v in given))
         call.module, call.flops, call.found, call.given = module, self.flow.flops, len(self.found), len(given)
-        call.before = () if call.spoilt or module in self._closed else _attributes(module)
+        call.before = () if call.spoilt or module in self._closed else self._attributes(module)
         self.flow.frames.append(call)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
@@ -160,10 +162,19 @@ class Watch:
         same = len(list(leaves((args, kwargs)))) == call.given
         if call.spoilt or not same or module in self._closed or not self._repeats(call, result):
             return
-        if _attributes(module) == call.before:
+        if self._attributes(module) == call.before:
             slot = Slot(self._names[module], module, self.flow.flops - call.flops)
             del self.found[call.found :]  # what is inside need not be held as well
             self.found.append(Found(slot, result, self.flow.clock))
+
+    def _attributes(self, module: nn.Module) -> tuple[Any, ...]:
+        """What a call could change on a module and those in it: identities, and lengths of what can grow."""
+        owners = self._owners.get(module)
+        if owners is None:
+            owners = self._owners[module] = [owner for m in module.modules() for owner in (m._buffers, vars(m))]
+        values = list(chain.from_iterable(map(dict.values, owners)))
+        sizes = [len(value) for value in values if isinstance(value, (list, dict, set))]
+        return list(map(id, values)), sizes
 
     def _repeats(self, call: _Call, result: Any) -> bool:
         """Whether the result is made in the call, from nothing that moves, and worth its memory."""
@@ -176,16 +187,6 @@ class Watch:
         flops, operations = self.flow.flops - call.flops, self.flow.clock - call.begun
         weightless = next(call.module.parameters(), None) is None
         return flops >= LEAST_FLOPS * sum(t.numel() for t in tensors) or (weightless and operations >= LEAST_OPERATIONS)
-
-
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    """What a call could change on a module and those in it, by identity and length."""
-    owners = [owner for m in module.modules() for owner in (m._buffers, vars(m))]
-    return tuple((name, id(value), _length(value)) for owner in owners for name, value in owner.items())
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, (list, dict, set)) else 0
 
 
 @dataclass(frozen=True)
