@@ -323,7 +323,7 @@ class ExactSavings:
         if sum(slot.flops for slot in plan.slots.values()) < LEAST_SHARE * plan.flops:
             plan.slots.clear()
         memory.plan = self._last = plan
-        if plan.portable:
+        if plan.portable or (memory.given.portable and not plan.slots):
             self._plans[memory.given.shape] = plan
         for module, slot in plan.slots.items():
             slot.proved = module in self._proved

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 # Reads of the host that never reach the dispatcher on the CPU.
 _READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+_SINGLE = (type(None), int, float, str, torch.dtype, torch.device)
 # Operators of operators that neither write to what they are given nor tell the host a value.
 _PURE = frozenset({"flex_attention"})
 _UNFILLED = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
@@ -56,7 +57,7 @@ def _collect(value: Any, found: list[Tensor]) -> None:
     elif isinstance(value, (tuple, list)):
         for part in value:
             _collect(part, found)
-    elif isinstance(value, Mapping):
+    elif not isinstance(value, _SINGLE) and isinstance(value, Mapping):
         for part in value.values():
             _collect(part, found)
 
