@@ -308,6 +308,7 @@ class ExactSavings:
         if not memory.usable or memory.given is None:
             return run()
         if memory.plan is not None:
+            self._last = memory.plan
             memory.idle = not memory.plan.slots
             return self._answer(memory, run)
         if not full or memory.watches >= _MOST_WATCHES:
