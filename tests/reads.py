@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 
+from torch import overrides
 from torch.overrides import TorchFunctionMode
-from torch.overrides import _pop_mode_temporarily as pop_call_mode
+from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._python_dispatch import _pop_mode_temporarily as pop_dispatch_mode
 
 DISPATCHED = {"_local_scalar_dense", "equal", "item", "is_nonzero", "nonzero", "unique", "_to_cpu"}
 CALLED = {"tolist", "item", "cpu", "__bool__", "__float__", "__int__", "__index__", "equal", "allclose", "nonzero"}
@@ -20,7 +20,7 @@ class Reads:
     """Counts host reads of our engine: those within a model's own forward, and a sampler's, are not ours."""
 
     def __init__(self) -> None:
-        self.count, self.depth, self.names, self.watching = 0, 0, [], False
+        self.count, self.depth, self.names = 0, 0, []
 
     def note(self, name: str) -> None:
         if self.depth == 0:
@@ -62,21 +62,33 @@ class Called(TorchFunctionMode):
 
 @contextlib.contextmanager
 def watched(reads):
-    reads.watching = True
+    with Dispatched(reads), Called(reads):
+        yield
+
+
+@contextlib.contextmanager
+def _unwatched():
+    calls, operations = overrides._get_current_function_mode_stack(), dispatch._get_current_dispatch_mode_stack()
+    with _without(Called, calls, overrides), _without(Dispatched, operations, dispatch):
+        yield
+
+
+@contextlib.contextmanager
+def _without(kind, stack, room):
+    """Without the counters of a kind; modes that were entered after them stay."""
+    others = [mode for mode in stack if not isinstance(mode, kind)]
+    _exchange(room, stack, others)
     try:
-        with Dispatched(reads), Called(reads):
-            yield
+        yield
     finally:
-        reads.watching = False
+        _exchange(room, others, stack)
 
 
-def _unwatched(reads):
-    if not reads.watching:
-        return contextlib.nullcontext()
-    stack = contextlib.ExitStack()
-    stack.enter_context(pop_call_mode())
-    stack.enter_context(pop_dispatch_mode())
-    return stack
+def _exchange(room, old, new):
+    for _ in old:
+        room._pop_mode()
+    for mode in new:
+        room._push_mode(mode)
 
 
 def ignore_inside(model, reads):
@@ -84,7 +96,7 @@ def ignore_inside(model, reads):
     inner = model.forward
 
     def forward(*args, **kwargs):
-        with reads.aside(), _unwatched(reads):
+        with reads.aside(), _unwatched():
             return inner(*args, **kwargs)
 
     model.forward = forward

@@ -113,7 +113,7 @@ def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted
         return arguments
 
     try:
-        with method_on(name, site):
+        with method_on(name, site, exact=True):
             run(name, steps=1)  # a model's first step proves its body, with a read of its own
             with watched(reads):
                 run(name, before=note)

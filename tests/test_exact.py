@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import json
 import threading
@@ -10,6 +12,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from diffcache import ConfigError, accelerate_model, accelerate_pipeline, denoising, list_methods, restore
 
@@ -379,6 +382,31 @@ def test_a_module_that_is_no_function_of_its_inputs_runs_at_every_step(text):
         assert model.text.calls == bare.text.calls
 
 
+class Flexible(Text):
+    """Text that passes through flex attention after its projection."""
+
+    def forward(self, text):
+        heads = self.proj(text)[:, None]
+        return flex_attention(heads, heads, heads)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("inference", [False, True])
+def test_flex_attention_moves_and_what_is_beside_it_is_answered(inference):
+    def run(model):
+        with torch.inference_mode(inference), torch.no_grad(), denoising(model, 8):
+            given = normal(1, 5, 16, seed=2)
+            return [model(normal(1, 4, 16, seed=i), torch.tensor(1.0 - i / 8), given) for i in range(8)]
+
+    with seeded(1):
+        bare = randomise(Odd(Flexible()))
+    model = accelerate_model(copy.deepcopy(bare), "exact")
+    assert all(torch.equal(a, b) for a, b in zip(run(model), run(bare), strict=True))
+    ((_, hook),) = model.diffcache.hooks.values()
+    assert hook.exact.answered == ["text.proj"]
+    assert all(saved(model))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_nothing_is_answered_where_somebody_may_want_gradients_or_trains(training):
     model, bare = exact(), FAMILIES["wan"].build(0)
@@ -575,6 +603,26 @@ def test_the_method_and_its_settings():
             accelerate_model(model, "exact", **wrong)
     with pytest.raises(ConfigError, match="exact: 3"):
         accelerate_model(model, "interval", exact=3)
+
+
+def test_every_method_has_them_and_the_control_has_not():
+    for name, config in list_methods().items():
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        assert defaults["exact"] == (name != "none"), name
+
+
+@pytest.mark.parametrize("family", ["wan", "flux", "dit"])
+def test_one_form_is_watched_once_whatever_the_prompt(family):
+    def watched_calls(seed):
+        for _ in walk_steps(family, model, 6, seed=seed):
+            branches = list(hook.segment.branches.values())
+        assert len(branches) == 2
+        return sum(branch.exact.watches for branch in branches)
+
+    model = exact(family)
+    ((_, hook),) = model.diffcache.hooks.values()
+    with torch.no_grad():
+        assert [watched_calls(seed) for seed in range(3)] == [1, 0, 0]
 
 
 def test_stats_count_what_was_saved_apart():

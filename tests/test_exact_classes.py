@@ -23,10 +23,9 @@ _HEAD = """# Exact savings
 
 What a denoiser computes from prompt, positions and shapes alone is computed once a trajectory: text projections, keys
 and values of cross-attention, refiners that do not see the timestep, rotary tables. The values are the bare model's,
-bit for bit. `accelerate_pipeline(pipe, "exact")` has nothing else; every other method takes them as well with
-`exact=True`: off unless asked for, because the laws have not yet been run with them at every site of every class. A
-model whose code has flex attention at hand has none. `stats()` counts them apart, as `exact_calls`, `exact_flops` and
-`exact_bytes` of each branch.
+bit for bit. Every method has them, on by default; `exact=False` switches them off. `accelerate_pipeline(pipe, "exact")`
+has nothing else. Only `none` is without unless asked: it is the control whose cost is the bare model's, and with them
+it would be `exact`. `stats()` counts them apart, as `exact_calls`, `exact_flops` and `exact_bytes` of each branch.
 
 **They are small.** In a real text-to-image or text-to-video model the picture's tokens are most of the work, and they
 change at every step: expect a few per cent of a computed step at most, and nothing of a predicted one.
@@ -36,25 +35,37 @@ change at every step: expect a few per cent of a computed step at most, and noth
 Nothing is looked up by class. One computed step is watched operation by operation: a value is *still* if it was made
 from weights, buffers and arguments that stay the same for a trajectory, and from nothing else. The outermost module
 calls whose results are still are answered from then on, with the very tensors that they returned. What cannot be seen
-counts as moving: uninitialised memory, tensors from nowhere, random numbers, and everything after the host has read a
-moving value. The next call computes all of them once more, with another sample and timestep, and what does not come
-out bit for bit the same is never answered. Neither costs a read of the host.
+counts as moving: uninitialised memory, tensors from nowhere, random numbers, what flex attention returns, and
+everything after the host has read a moving value. The next call computes all of them once more, with another sample and
+timestep, and what does not come out bit for bit the same is never answered. Neither costs a read of the host.
 
 An answer is given only while what it depends on is what it was: arguments by identity and version, numbers and flags by
 value, shapes, torch's modes, weights and adapters, buffers, the model's parts. An answer that somebody has written to
-is dropped and computed again. A module runs as ever in training, with gradients, in a model that is compiled or has
-compiled parts, and where it draws random numbers, writes to what it was given, changes an attribute, takes an object
-that is neither tensor nor plain value, or runs more than once in a pass. Whatever passes through other people's hooks
-counts as moving; hooks are looked for when a trajectory begins.
+is dropped and computed again. Weights and parts are looked at once a step, for all branches. A module runs as ever in
+training, with gradients, in a model that is compiled or has compiled parts, and where it draws random numbers, writes
+to what it was given, changes an attribute, takes an object that is neither tensor nor plain value, or runs more than
+once in a pass. Whatever passes through other people's hooks counts as moving; hooks are looked for when a trajectory
+begins.
 
 Held are calls with a matrix product, convolution or attention and at least {least} FLOPs for each element held, and
 modules without weights that take at least {operations} operations (rotary tables). A normalisation is computed again:
-it costs less than the memory that would hold it. Where all answers together would save less than 0.1 % of a call's
-FLOPs, nothing is held and nothing asked: asking would cost more. Memory of one branch: the sum over the held results of
+it costs less than the memory that would hold it. Memory of one branch: the sum over the held results of
 `numel * element_size` bytes.
 
-A model that looks at the values of its masks (`.tolist()` of prompt lengths) is watched once in every trajectory and
-branch, others once for each set of shapes.
+## What asking costs
+
+Where all answers together would save less than 0.1 % of a call's FLOPs, nothing is held and nothing asked; a call then
+costs one attribute test more. Otherwise asking takes some 10 µs a call and 2 to 3 µs an answer, and an answer takes the
+place of a module call that takes longer than that whatever is in it. So 0.1 % is what pays for the asking in a call of
+10 ms; the shipped models take more on one core. Of tiny-wan's call 1 % is answered for some 40 µs; tiny-world could
+answer 0.0005 %, which would cost more than it saves, and tiny-dit nothing.
+
+The watched call is slow: on the shipped models it takes as long as two or three plain ones. That is paid once for each
+set of shapes while a method is on a model: not again for another branch, prompt or trajectory of the same form. A model
+that looks at the values of its masks (`.tolist()` of prompt lengths) and has something to answer is watched once in
+every trajectory and branch.
+
+`python samples/measure_exact.py` measures all this.
 
 ## What was saved
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcache.hooks.flow import Flow
 
 from .models import normal
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 
 
 def follow(compute, *moving):
@@ -39,6 +42,8 @@ MOVES = {
     "as many as moving values say": lambda s, m: torch.ones(len(m[m > 0])),
     "where it came from is unknown": lambda s, m: NOWHERE,
     "a table looked up by moving numbers": lambda s, m: s[m.argmax(0)],
+    "flex attention": lambda s, m: flex(s),
+    "after a branch inside an operator": lambda s, m: (branch(s, m), s * 2)[1],
 }
 UNFILLED = ("memory that somebody else may fill", "the same, as large as something")
 NOWHERE = normal(3, 4, seed=5)
@@ -56,6 +61,7 @@ STILL = {
     "a table looked up by still numbers": lambda s, m: s[s.argmax(0)],
     "what was packed beside something that moves": lambda s, m: packed(s, m)[:3],
     "what was copied beside something that moves": lambda s, m: through_rows(s, m)[:3],
+    "after flex attention of something that moves": lambda s, m: (flex(m), s * 2)[1],
 }
 
 
@@ -81,6 +87,15 @@ def through_rows(s, m):
     sequence[:3] = s
     sequence[3:] = m
     return sequence
+
+
+def flex(t):
+    heads = t.repeat(1, 4)[None, None]
+    return flex_attention(heads, heads, heads)
+
+
+def branch(s, m):
+    return torch.cond(m.sum() > 0, torch.sin, torch.cos, (s,))
 
 
 @pytest.mark.parametrize("case", MOVES)

@@ -17,7 +17,7 @@ from .cache import Moment
 from .clock import Clock
 from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
-from .exact import ExactSavings
+from .exact import ExactSavings, pays
 from .flow import leaves
 from .gated import GatedSite
 from .modules import find_units, unit_kinds
@@ -64,9 +64,8 @@ class DenoiserHook(ModelHook):
         self.model, self.sessions = model, sessions
         self.label = BranchLabel(self._hear_label)
         self.weights, self.tree = WeightsWatch(model), ModuleTree(model)
-        saves = getattr(recipe.config, "exact", True)
         moving = (anatomy.sample, anatomy.timestep)
-        self.exact = ExactSavings(model, moving, anatomy.conditioning) if saves else None
+        self.exact = ExactSavings(model, moving, anatomy.conditioning) if pays(model, recipe.config.exact) else None
         self.site = make_site(model, anatomy, recipe)
         #: around what is compiled and has hooks of the site inside
         self.places: list[Around] = []

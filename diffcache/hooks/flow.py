@@ -2,18 +2,21 @@
 
 A tensor is still if it is the model's own (weights, buffers), an argument that stays the same for a whole trajectory,
 or the result of an operation on still tensors alone. Everything else moves, and so does whatever cannot be seen: memory
-that was not initialised (a kernel of somebody else may fill it), tensors that come from nowhere, random numbers, and
-all that follows once the host has read a moving value, because the model may take another path then.
+that was not initialised (a kernel of somebody else may fill it), tensors that come from nowhere, random numbers, what
+an operator made of operators returns (flex attention), and all that follows once the host has read a moving value,
+because the model may take another path then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -22,6 +25,9 @@ from torch.utils.flop_counter import flop_registry
 
 # Reads of the host that never reach the dispatcher on the CPU.
 _READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+_SINGLE = (type(None), int, float, str, torch.dtype, torch.device)
+# Operators of operators that neither write to what they are given nor tell the host a value.
+_PURE = frozenset({"flex_attention"})
 _UNFILLED = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 
 
@@ -39,8 +45,21 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors among :func:`leaves`."""
-    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+    """The tensors among :func:`leaves`. Asked for every operation: kept short."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            _collect(part, found)
+    elif not isinstance(value, _SINGLE) and isinstance(value, Mapping):
+        for part in value.values():
+            _collect(part, found)
 
 
 def storage_of(tensor: Tensor) -> int | None:
@@ -68,6 +87,31 @@ class Frame:
 
     begun: int
     spoilt: bool = False
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of an operation.
+
+    Attributes:
+        count: of its FLOPs, or None.
+        whole: it is made of others and has no FLOPs of its own; it arrives so in inference mode.
+        told: the host learns a value.
+        random: it can draw random numbers.
+    """
+
+    count: Callable[..., int] | None
+    whole: bool
+    told: bool
+    random: bool
+
+
+@cache
+def _kind(func: Any) -> _Kind:
+    count = flop_registry.get(func._overloadpacket)
+    told = torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+    whole = count is None and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    return _Kind(count, whole, told, torch.Tag.nondeterministic_seeded in func.tags)
 
 
 class Flow(TorchDispatchMode):
@@ -153,38 +197,38 @@ class Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
+            if func.name() not in _PURE:
+                self.host_read(None)
             return func(*args, **kwargs)  # nothing is known of its results, so they move
-        if func._overloadpacket not in flop_registry:
-            with self:  # in inference mode operations arrive whole
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        kind = _kind(func)
+        if kind.whole:
+            with self:
+                return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        self._follow(func, args, kwargs, result)
+        self._follow(func, kind, args, kwargs, result)
         return result
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow(self, func: Any, kind: _Kind, args: Any, kwargs: Any, result: Any) -> None:
         self.clock += 1
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=result)
+        if kind.count is not None:
+            self.flops += kind.count(*args, **kwargs, out_val=result)
         if func._opname == "lift_fresh":  # numbers that were written in Python
             self._enrol(args[0], self.clock, not self.blind)
         inputs = tensors_in((args, kwargs))
         still = all(map(self.is_still, inputs))
-        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        if kind.told:
             for tensor in _shaping(func, args, inputs):
                 self.host_read(tensor)
-        random = torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs)
+        random = kind.random and _draws(func, args, kwargs)
         if random:
             self._disturb(-1)
         still = still and not random and not self.blind
+        old = set(map(storage_of, inputs))
         if still:
-            self.used.update(map(storage_of, inputs))
+            self.used |= old
         if func._schema.is_mutable:
             self._write(func, args, kwargs, still)
         still = still and func._opname not in _UNFILLED
-        old = {storage_of(t) for t in inputs}
         for tensor in tensors_in(result):
             if storage_of(tensor) not in old:
                 self._enrol(tensor, self.clock, still)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -17,20 +18,21 @@ _DEPTH = 3
 
 
 class Parts:
-    """The submodules of a model, to notice that one was replaced, added or taken away. Asked at every step."""
+    """The submodules of a model, to notice that one was replaced, added or taken away."""
 
     def __init__(self, model: nn.Module) -> None:
         self._owners = [module._modules for module in model.modules() if module._modules]
-        self._places = [(owner, name) for owner in self._owners for name in owner]
         self._seen = self._now()
 
     def _now(self) -> list[nn.Module | None]:
-        return [owner.get(name) for owner, name in self._places]
+        # Runs at every step: kept short.
+        return list(chain.from_iterable(map(dict.values, self._owners)))
 
     @property
     def same(self) -> bool:
         """Whether every part stands where it stood."""
-        return all(map(is_, self._now(), self._seen)) and sum(map(len, self._owners)) == len(self._seen)
+        now = self._now()
+        return len(now) == len(self._seen) and all(map(is_, now, self._seen))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +87,6 @@ class _Call(Frame):
     flops: int = 0
     found: int = 0
     given: int = 0
-    before: tuple[Any, ...] = ()
 
 
 class Watch:
@@ -107,6 +105,7 @@ class Watch:
         self.flow = Flow([*weights, *(kept.tensor for kept in self._state), *still])
         self._names = {module: name for name, module in model.named_modules()}
         self._calls: Counter[nn.Module] = Counter()
+        self._before: dict[nn.Module, Any] = {}
         self.found: list[Found] = []
 
     @contextmanager
@@ -117,6 +116,7 @@ class Watch:
             if module is not self._model:
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        self._before = {module: _attributes(module) for module in self._names}
         try:
             with self.flow, self.flow.reads:
                 yield
@@ -135,7 +135,7 @@ class Watch:
             if not one.slot.copies:
                 results[one.slot.module] = one.result
         used = {id(kept.tensor) for kept in self._state if storage_of(kept.tensor) in self.flow.used}
-        state = [kept for kept in kept_tensors(self._model) if id(kept.tensor) in used]
+        state = [kept for kept in kept_tensors(self._model) if id(kept.tensor) in used] if used and found else []
         slots = {f.slot.module: f.slot for f in found}
         return Plan(slots, state, portable and not self.flow.heard, self.flow.flops), results
 
@@ -146,7 +146,6 @@ class Watch:
         given = list(leaves((args, kwargs)))
         call = _Call(self.flow.clock, not all(isinstance(v, Tensor) or is_plain(v) for v in given))
         call.module, call.flops, call.found, call.given = module, self.flow.flops, len(self.found), len(given)
-        call.before = () if call.spoilt or module in self._closed else _attributes(module)
         self.flow.frames.append(call)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
@@ -161,7 +160,7 @@ class Watch:
         same = len(list(leaves((args, kwargs)))) == call.given
         if call.spoilt or not same or module in self._closed or not self._repeats(call, result):
             return
-        if _attributes(module) == call.before:
+        if all(_attributes(part) == self._before.get(part) for part in module.modules()):
             slot = Slot(self._names[module], module, self.flow.flops - call.flops)
             del self.found[call.found :]  # what is inside need not be held as well
             self.found.append(Found(slot, result, self.flow.clock))
@@ -180,13 +179,9 @@ class Watch:
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    """What a call could change on a module and those in it, by identity and length."""
-    owners = [owner for m in module.modules() for owner in (m._buffers, vars(m))]
-    return tuple((name, id(value), _length(value)) for owner in owners for name, value in owner.items())
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, (list, dict, set)) else 0
+    """What a call could change on a module: identities, and lengths of what can grow."""
+    names, values = zip(*module._buffers.items(), *vars(module).items(), strict=True)
+    return names, list(map(id, values)), [len(value) for value in values if isinstance(value, (list, dict, set))]
 
 
 @dataclass(frozen=True)
@@ -203,11 +198,8 @@ class Bounds:
 
 
 def bounds(model: nn.Module) -> Bounds | None:
-    """What other hooks forbid; None where parts are compiled, for those cannot be looked into.
-
-    torch compiles `flex_attention` on its own, so a model whose code has it at hand counts as compiled.
-    """
-    if any(is_compiled(m) or hasattr(sys.modules.get(type(m).__module__), "flex_attention") for m in model.modules()):
+    """What other hooks forbid; None where parts are compiled, for those cannot be looked into."""
+    if any(map(is_compiled, model.modules())):
         return None
     closed: set[nn.Module] = set()
     for child in model.children():

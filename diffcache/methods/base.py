@@ -27,7 +27,9 @@ class MethodConfig(ABC):
         warmup: first steps that are always computed.
         cooldown: last steps that are always computed.
         max_skip: longest run of predicted steps; 0 never skips.
-        exact: whether what does not depend on sample and timestep is computed once a trajectory (docs/exact.md).
+        exact: whether what does not depend on sample and timestep is computed once a trajectory, bit for bit as the
+            bare model computes it (docs/exact.md). None: for denoisers of 50 million parameters or more; the calls of
+            smaller ones are so short that looking for it costs more than it saves.
         memory: most that may be held for reuse on the denoiser's device, in bytes or as text (``"200MB"``,
             ``"1.5GiB"``); less than the method needs is refused with what it needs (docs/memory.md). None: no limit.
         cache_dtype: dtype in which cached values rest: ``float16``, ``bfloat16`` or ``float32``; None is their own.
@@ -41,7 +43,7 @@ class MethodConfig(ABC):
     warmup: int = 3
     cooldown: int = 1
     max_skip: int = 8
-    exact: bool = False
+    exact: bool | None = None
     memory: int | str | None = None
     cache_dtype: str | None = None
     offload: bool = False
@@ -49,8 +51,8 @@ class MethodConfig(ABC):
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "max_skip"):
             check_number(name, getattr(self, name), 0, NEVER, whole=True)
-        if not isinstance(self.exact, bool):
-            raise ConfigError(f"exact: {self.exact!r} is out of range, must be True or False")
+        if self.exact is not None and not isinstance(self.exact, bool):
+            raise ConfigError(f"exact: {self.exact!r} is out of range, must be True, False or None")
         self._check_memory()
         self.validate()
 
@@ -92,12 +94,16 @@ class MethodConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class NoneConfig(MethodConfig):
-    """Never skips: the hooks are on and every step is computed. The control for overhead and for exactness."""
+    """Never skips: the hooks are on and every step is computed. The control for overhead and for exactness.
+
+    It alone has no exact savings unless asked for: its cost is the bare model's, and with them it is ``exact``.
+    """
 
     method: ClassVar[str] = "none"
     summary: ClassVar[str] = "computes every step (control)"
 
     max_skip: int = 0
+    exact: bool | None = False
 
     def recipe(self) -> Recipe:
         return Recipe(self.method, self, "output", lambda: Schedule(max_skip=0), Taylor(0))

@@ -16,16 +16,16 @@ from .base import MethodConfig
 class ExactConfig(MethodConfig):
     """Bit for bit the bare model, with what depends on prompt, positions and shapes alone computed once a trajectory.
 
-    Text projections, keys and values of cross-attention, refiners that do not see the timestep, rotary tables. Other
-    methods take these savings with ``exact=True``; here they are alone. See :mod:`diffcache.hooks.exact`. Memory of one
-    branch: the sum, over the module calls that are answered from memory, of ``numel(result) * element_size`` bytes.
+    Text projections, keys and values of cross-attention, refiners that do not see the timestep, rotary tables. Every
+    method has these savings (``exact=False`` switches them off); here they are alone. See :mod:`diffcache.hooks.exact`.
+    Memory of one branch: the sum, over the module calls that are answered from memory, of
+    ``numel(result) * element_size`` bytes.
     """
 
     method: ClassVar[str] = "exact"
     summary: ClassVar[str] = "computes every step; what does not depend on it only once (bit-exact)"
 
     max_skip: int = 0
-    exact: bool = True
 
     def validate(self) -> None:
         if self.max_skip != 0:
