@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from diffcache import ConfigError, accelerate_model, accelerate_pipeline, denoising, list_methods, restore
+from diffcache.hooks.exact import LEAST_PARAMETERS, pays
 
 from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, denoisers, normal, randomise, run_wan, sample, seeded, walk_steps, wan_pipeline
@@ -608,7 +609,15 @@ def test_the_method_and_its_settings():
 def test_every_method_has_them_and_the_control_has_not():
     for name, config in list_methods().items():
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        assert defaults["exact"] == (name != "none"), name
+        assert defaults["exact"] is {"none": False, "exact": True}.get(name), name
+
+
+@pytest.mark.parametrize(("wanted", "has"), [(None, True), (True, True), (False, False)])
+def test_a_denoiser_that_is_large_enough_has_them_unasked(wanted, has):
+    assert pays(FAMILIES["wan"].build(0), None) is False
+    with torch.device("meta"):
+        large = nn.Linear(10_000, LEAST_PARAMETERS // 10_000)
+    assert pays(large, wanted) is has
 
 
 @pytest.mark.parametrize("family", ["wan", "flux", "dit"])

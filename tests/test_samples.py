@@ -201,15 +201,37 @@ def test_each_half_is_judged_and_the_pair_decides_together(site, half):
     assert segment(model).samples == ["FFcFccccF", "FFccccccF"]
 
 
-def test_under_separate_guidance_what_one_branch_computes_the_next_computes_as_well(on):
+def test_under_separate_guidance_the_branches_decide_together(on):
     first = [Sample(WAN, seed, moves) for seed, moves in enumerate((STILL, (3,), STILL))]
     second = [Sample(WAN, 10 + seed, moves) for seed, moves in enumerate((STILL, STILL, (5,)))]
     model = on(WAN, "first")
     walk(model, [first, second])
     before, after = model.diffcache.stats().segments
-    assert before.samples == ["FFccccccF", "FFcFccccF", "FFccccccF"]
-    # its own third sample moves at step 5; the second is computed at step 3 because the first branch computed it
-    assert after.samples == ["FFccccccF", "FFcFccccF", "FFcccFccF"]
+    # The second sample moves in the first branch at step 3. The third moves in the second branch at step 5, which is read
+    # with what the first branch hears at step 6: one read a step.
+    assert before.samples == after.samples == ["FFccccccF", "FFcFccccF", "FFccccFcF"]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_two_branches_are_read_once_a_step(site):
+    reads, counts = Reads(), []
+    model = put_on(ignore_inside(DENOISERS[WAN].tiny(), reads), site)
+
+    class Counting(Sample):
+        def __call__(self, step):
+            counts.append(reads.count)
+            return super().__call__(step)
+
+    branches = [[Counting(WAN, 1), Sample(WAN, 2, MOVING)], [Sample(WAN, 11), Sample(WAN, 12, MOVING)]]
+    walk(model, branches)
+    counts.clear()
+    with watched(reads):
+        walk(model, branches)
+    letters = [s.decisions for s in model.diffcache.stats().segments]
+    assert letters[0] == letters[1]
+    assert "p" in letters[0]
+    steps = [b - a for a, b in zip(counts, [*counts[1:], reads.count], strict=True)]
+    assert max(steps) <= 1, (steps, reads.names)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------

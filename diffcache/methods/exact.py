@@ -26,6 +26,7 @@ class ExactConfig(MethodConfig):
     summary: ClassVar[str] = "computes every step; what does not depend on it only once (bit-exact)"
 
     max_skip: int = 0
+    exact: bool | None = True
 
     def validate(self) -> None:
         if self.max_skip != 0:
