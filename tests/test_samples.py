@@ -207,8 +207,8 @@ def test_under_separate_guidance_the_branches_decide_together(on):
     model = on(WAN, "first")
     walk(model, [first, second])
     before, after = model.diffcache.stats().segments
-    # The second sample moves in the first branch at step 3. The third moves in the second branch at step 5, which is read
-    # with what the first branch hears at step 6: one read a step.
+    # The second sample moves in the first branch at step 3. The third moves in the second branch at step 5, which is
+    # read with what the first branch hears at step 6: one read a step.
     assert before.samples == after.samples == ["FFccccccF", "FFcFccccF", "FFccccFcF"]
 
 

@@ -73,8 +73,10 @@ class Jury:
             step: index in the segment.
             drifts: what was heard of each sample, or of all together where that cannot be told.
         """
-        heard = [largest(self._of(group, drifts)) for group in self.all]
-        return {g for g in self.all if self.schedules[g].judge(step, heard[g])} | self.due(step)
+        waiting = [g for g in self.all if self.schedules[g].last < step]  # others were computed since
+        heard = {g: largest(self._of(g, drifts)) for g in waiting}
+        wanted = {g for g in waiting if self.schedules[g].judge(step, heard[g])}  # all are asked: they may keep count
+        return wanted | self.due(step).intersection(waiting)
 
     def _of(self, group: int, drifts: Sequence[Sequence[float]]) -> list[float]:
         rows = [drifts[row] for row in self.rows([group])] if len(drifts) == self.size else drifts
