@@ -7,6 +7,7 @@ are computed by themselves must be those of the whole batch. What cannot be prov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,12 @@ class Batch:
         carried = {place.path[0] for place in self._places if place.choices[0] is not None}
         if len(carried - {keys[anatomy.sample]}) == 0:
             self.size, self._places = 1, []  # an axis that nothing else has is no batch
+
+    def put_by(self) -> Batch:
+        """What is known of the samples, for a later step: without the call and its tensors."""
+        known = copy(self)
+        known._run = known.sample = None
+        return known
 
     # -- whether it can be parted ----------------------------------------------------------------------------------
 

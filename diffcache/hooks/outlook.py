@@ -29,8 +29,15 @@ if TYPE_CHECKING:
 def prepare(caches: Sequence[Forecast]) -> None:
     """Fit caches that have recorded a step and are due, and set the outlook of each."""
     for group in _groups(caches):
-        kind = HostedOutlook if group[0].recipe.predictor.hosted else DeviceOutlook
-        kind(group)
+        _kind(group[0])(group)
+
+
+def _kind(cache: Forecast) -> type[ForecastOutlook]:
+    predictor = cache.recipe.predictor
+    if predictor.hosted:
+        return HostedOutlook
+    plain = predictor.static and predictor.depth == 1 and cache.recipe.drift is None and cache.missed is None
+    return ReuseOutlook if plain else DeviceOutlook
 
 
 def _groups(caches: Sequence[Forecast]) -> Iterator[list[Forecast]]:
@@ -151,6 +158,26 @@ class HostedOutlook(ForecastOutlook):
         coming = [[s.energy(slope) for s, slope in zip(known.samples, row, strict=True)] for row in slopes]
         drift = [] if self.recipe.drift is None else self.recipe.drift(fit, known, slopes, None)
         return Seen(errors, [s.energy() for s in known.samples], coming, drift)
+
+
+class ReuseOutlook(ForecastOutlook):
+    """For a predictor that returns the newest value as it is: all that can go wrong is a number that is not finite."""
+
+    def __init__(self, caches: Sequence[Forecast]) -> None:
+        super().__init__(caches)
+        self.settle()
+
+    def look(self, index: int, caches: Sequence[Forecast]) -> list[Tensor]:
+        history, layout = caches[0].histories[index], caches[0].layouts[index]
+        self.fits.append(self.recipe.predictor.fit_at(history.gaps))
+        views = [view for cache in caches for view in layout.channels(cache.histories[index].newest(1)[0])]
+        lows, highs = zip(*(view.flatten(1).aminmax(dim=1) for view in views), strict=True)
+        return [torch.cat(lows).float(), torch.cat(highs).float()]
+
+    def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
+        lows, highs = parts
+        sizes = [largest((abs(low), abs(high))) for low, high in zip(lows, highs, strict=True)]
+        return Seen([], sizes, [sizes] * len(self.ahead), [])
 
 
 class DeviceOutlook(ForecastOutlook):

@@ -130,10 +130,10 @@ class Segment:
             batch: its samples.
             signals: what was measured, as :meth:`Batch.spread` takes it.
         """
-        jury, branch.batch = branch.jury, batch
+        jury, branch.batch = branch.jury, batch.put_by()
         if self._asked == step and self._leader.batch.size == batch.size:
             jury.join_in(self._leader.jury)
-            self._late.append(_Heard(step, branch, batch, signals))
+            self._late.append(_Heard(step, branch, branch.batch, signals))
             moved: set[int] = set()
         else:
             moved = self._hear(_Heard(step, branch, batch, signals))

@@ -39,7 +39,11 @@ class Static(Predictor):
         return weights(self.slopes(gaps, horizon), gaps)
 
     def fit(self, moments: Moments) -> Fit:
-        return _StaticFit(self, moments.gaps)
+        return self.fit_at(moments.gaps)
+
+    def fit_at(self, gaps: Sequence[float]) -> Fit:
+        """The fit of values that were stored at these distances."""
+        return _StaticFit(self, tuple(gaps))
 
 
 @dataclass(frozen=True)
