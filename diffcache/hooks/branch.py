@@ -8,7 +8,7 @@ from ..schedules import Schedule
 from .cache import Cache
 from .conditioning import Conditioning
 from .exact import ExactMemory
-from .stats import ABSENT, PREDICTED, Fallback, SegmentStats, Stopwatch
+from .stats import ABSENT, PREDICTED, Fallback, SegmentStats, Stopwatch, finite
 
 
 class Branch:
@@ -23,7 +23,7 @@ class Branch:
         self.name, self.conditioning, self.cache, self.schedule = name, conditioning, cache, schedule
         self.decisions: list[str] = []
         self.fallbacks: list[Fallback] = []
-        self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()
+        self.compute_watch, self.predict_watch, self.decide_watch = Stopwatch(), Stopwatch(), Stopwatch()
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.peak_bytes = 0
         self.signature: Any = None
@@ -66,9 +66,12 @@ class Branch:
             token_share=share,  # no site recomputes some of a block's tokens
             compute_seconds=self.compute_watch.seconds,
             predict_seconds=self.predict_watch.seconds,
+            decide_seconds=self.decide_watch.seconds,
             cached_bytes=self.peak_bytes,
             fallbacks=list(self.fallbacks),
             exact_calls=self.exact.calls,
             exact_flops=self.exact.flops,
             exact_bytes=self.exact.peak_bytes,
+            heard=[finite(self.schedule.heard.get(step)) for step in range(steps)] if self.schedule.heard else [],
+            threshold=finite(self.schedule.threshold),
         )

@@ -64,11 +64,13 @@ class DenoiserHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
-        began = Mark(_device(inputs))  # deciding counts as well
+        began = Mark(_device(inputs))
         branch, step, verdict = self._enter(inputs)
         forward = self.fn_ref.original_forward
         if branch is None:
             return forward(*args, **kwargs)
+        branch.decide_watch.add(began)
+        began = Mark(_device(inputs))
         if self.exact is not None and (verdict is not Verdict.PREDICT or self.site.runs):
             full = verdict is Verdict.COMPUTE
             forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
@@ -80,8 +82,10 @@ class DenoiserHook(ModelHook):
             raise
         if computed:
             branch.mark(step, FULL)
-            self.segment.settle(step)
             branch.compute_watch.add(began)
+            began = Mark(_device(inputs))
+            self.segment.settle(step)  # what was computed decides about the coming steps
+            branch.decide_watch.add(began)
         else:
             self._note_prediction(branch, step)
             branch.predict_watch.add(began)

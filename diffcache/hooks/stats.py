@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -28,11 +29,15 @@ class SegmentStats:
     Attributes:
         decisions: one letter a step: F computed, p partial, c predicted, - the branch was not called.
         block_share, token_share: computed share of block calls and of tokens, in [0, 1].
-        compute_seconds, predict_seconds: measured inside the denoiser call.
+        compute_seconds, predict_seconds, decide_seconds: parts of the time inside denoiser calls; what a method
+            measures inside the model (``fbcache``) counts to the part that follows it.
         cached_bytes: most memory held for reuse at any time.
         exact_calls, exact_flops: module calls whose results do not depend on the step and were answered from memory,
             and what they would have cost (see :mod:`.exact`); they count as computed everywhere else.
         exact_bytes: most memory held for them.
+        heard: one entry a step: what the schedule compared with its ``threshold``, for the worst sample; None where it
+            compared nothing. Empty for schedules that compare nothing.
+        threshold: the schedule's, None where it has none or it is infinite.
     """
 
     expert: str
@@ -50,6 +55,9 @@ class SegmentStats:
     exact_calls: int = 0
     exact_flops: int = 0
     exact_bytes: int = 0
+    decide_seconds: float = 0.0
+    heard: list[float | None] = field(default_factory=list)
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Stats:
 
     @property
     def denoiser_seconds(self) -> float:
-        return sum(s.compute_seconds + s.predict_seconds for s in self.segments)
+        return sum(s.compute_seconds + s.predict_seconds + s.decide_seconds for s in self.segments)
 
     @property
     def saving(self) -> float:
@@ -101,6 +109,11 @@ def _segment_line(s: SegmentStats) -> str:
     for fallback in s.fallbacks:
         reasons[fallback.reason] += fallback.count
     return line + "".join(f"\n    computed instead of predicted, {n}x: {reason}" for reason, n in reasons.items())
+
+
+def finite(number: float | None) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if number is not None and isfinite(number) else None
 
 
 class Mark:
