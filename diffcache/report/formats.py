@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from .metrics import METRICS
@@ -25,6 +26,11 @@ def figure_text(over: Interval, key: str) -> Markup:
     if over.half > 0:  # neither one seed nor the same for all
         text += f' <span class="pm">\u00b1 {over.half:.{kind.digits}f}</span>'
     return Markup(text)
+
+
+def breakable(text: str) -> Markup:
+    """Text that may be broken inside a row's name, where its parts meet."""
+    return Markup(re.sub(r"([:,])(?=\S)", r"\1<wbr>", str(escape(text))))
 
 
 def bytes_text(count: int) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from . import plots
 from .data import Report, write_atomically
 from .extras import HOW
-from .formats import bytes_text, data_uri, figure_text, settings_text
+from .formats import breakable, bytes_text, data_uri, figure_text, settings_text
 from .metrics import METRICS, MS_SSIM_SIDE
 from .pictures import BRIGHT, DARK, DENSE, REAL, Album, shaded
 from .plan import CONTROL
@@ -37,6 +37,7 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+_TEMPLATES.filters["breakable"] = breakable
 
 
 def write_page(report: Report, folder: Path) -> Path:
