@@ -243,6 +243,7 @@ def test_page_of_rows_that_all_failed_is_still_a_page(tmp_path):
         (["--baseline", "{tmp}/none"], "baseline: "),
         (["--prompts", "{tmp}/none"], "prompts: "),
         (["--seeds", "0"], "seeds: 0 is out of range"),
+        (["--steps", "0"], "steps: 0 is out of range"),
         (["--steps", "1"], "steps: 1 is out of range"),
         (["--tolerance", "2"], "tolerance: 2"),
         (["--resume", "--overwrite"], "resume: cannot go with overwrite"),

@@ -68,7 +68,8 @@ def run(
     """
     tell = say or (lambda text: None)
     entry = check_model(model)
-    steps = _whole("steps", steps or (entry.num_inference_steps if entry else 50), 2, 10_000)
+    own = entry.num_inference_steps if entry else 50
+    steps = _whole("steps", own if steps is None else steps, 2, 10_000)
     _whole("seeds", seeds, 1, MOST_SEEDS)
     lines = tuple(prompts) if isinstance(prompts, (list, tuple)) else read_prompts(Path(prompts) if prompts else None)
     request = _request(options)
