@@ -4,11 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sample test test-all lint bench bench-sites clean
+.PHONY: sample report test test-all lint bench bench-sites clean
 
 # One trained world model, rolled out twice from a real first frame: in full, and with worldcache.
 sample: $(STAMP)
 	$(BIN)/diffcache sample --model tiny-world --method worldcache --compare --out out/tiny-world.png
+
+# Example reports: methods, other packages' caches and fewer steps, side by side (each under 15 minutes on two cores).
+report: $(STAMP)
+	for model in tiny-dit tiny-wan tiny-world; do \
+	  $(BIN)/diffcache report --model $$model --out out/report-$$model --overwrite || exit 1; \
+	done
 
 # The models of the tests are tiny and take one thread each: a process for each core.
 test: $(STAMP)

@@ -1,4 +1,4 @@
-"""The command line: ``diffcache sample | calibrate | methods | models | info | doctor``.
+"""The command line: ``diffcache sample | report | calibrate | methods | models | info | doctor``.
 
 Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted; an error is one line
 on stderr. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
@@ -31,6 +31,8 @@ from .cli_options import (
     Prompt,
     state,
 )
+from .cli_report import EPILOG as REPORT_EPILOG
+from .cli_report import report
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -175,6 +177,7 @@ def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
     ]
 
 
+app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=EPILOG)(calibrate)
 add_to(app)
 

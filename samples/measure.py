@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from diffcache import accelerated
-from diffcache.media.request import Call, Request, build_call
+from diffcache.media.request import Call, Request
 from diffcache.media.runs import Run, run_once
 from diffcache.methods import make_config
 from diffcache.report import Fidelity, fidelity
+from diffcache.report.subject import Subject
 from diffcache.zoo import list_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
-from diffcache.zoo.wan import MOTIONS
 
 STEPS = 50
 
@@ -73,9 +72,7 @@ PAPER = [
 
 def make_call(pipe: Any, model: str, seed: int, steps: int) -> Call:
     """A call of an embedded model: held-out clip or motion number ``seed``."""
-    motions = list(MOTIONS)
-    what = {"clip": seed} if model == "tiny-world" else {"prompt": motions[seed % len(motions)]}
-    return build_call(pipe, Request(**what, steps=steps), list_models()[model], WEIGHTS / model)
+    return Subject(pipe, list_models()[model], WEIGHTS / model, Request()).call(seed, steps)
 
 
 def sample(pipe: Any, model: str, variant: Variant, seed: int) -> Run:
@@ -205,7 +202,7 @@ class Row:
 
     def add(self, run: Run, dense: Run) -> None:
         self.runs.append(run)
-        self.fidelity.append(fidelity(pixels(run), pixels(dense)))
+        self.fidelity.append(fidelity(run.clip.pixels, dense.clip.pixels))
         self.speedup.append(dense.denoiser_seconds / run.denoiser_seconds)
         self.whole.append(dense.seconds / run.seconds)
 
@@ -227,11 +224,6 @@ class Row:
             "cached_bytes": max(run.cached_bytes for run in self.runs),
             "decisions": self.runs[0].trajectories[0].segments[0].decisions,
         }
-
-
-def pixels(run: Run) -> Tensor:
-    """Frames [frames, channels, height, width] in [0, 1]."""
-    return torch.from_numpy(run.clip.frames).movedim(-1, -3)
 
 
 def computed_steps(run: Run) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..schedules import Schedule
+from ..schedules.drift import largest
 from .batch import Batch
 from .cache import Cache
 from .conditioning import Conditioning
 from .exact import ExactMemory
 from .jury import Jury
-from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch
+from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch, finite
 
 
 class Branch:
@@ -29,7 +30,7 @@ class Branch:
         self.batch: Batch | None = None  # of the call that was last heard
         self._letters: list[str] = []  # of each step, one a group where there are several
         self.fallbacks: list[Fallback] = []
-        self.compute_watch, self.predict_watch = Stopwatch(), Stopwatch()
+        self.compute_watch, self.predict_watch, self.decide_watch = Stopwatch(), Stopwatch(), Stopwatch()
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.peak_bytes = 0
         self.signature: Any = None
@@ -80,6 +81,7 @@ class Branch:
             token_share=share,  # no site recomputes some of a sample's tokens
             compute_seconds=self.compute_watch.seconds,
             predict_seconds=self.predict_watch.seconds,
+            decide_seconds=self.decide_watch.seconds,
             cached_bytes=self.peak_bytes,
             fallbacks=list(self.fallbacks),
             exact_calls=self.exact.calls,
@@ -87,7 +89,17 @@ class Branch:
             exact_bytes=self.exact.peak_bytes,
             samples=self._samples(),
             together=self.together,
+            heard=self._heard(steps),
+            threshold=finite(self.schedule.threshold),
         )
+
+    def _heard(self, steps: int) -> list[float | None]:
+        """Of each step what the schedules compared with their threshold; the worst sample's."""
+        schedules = self.jury.schedules
+        if not any(schedule.heard for schedule in schedules):
+            return []
+        found = ([s.heard[step] for s in schedules if step in s.heard] for step in range(steps))
+        return [finite(largest(numbers)) if numbers else None for numbers in found]
 
     def _samples(self) -> list[str]:
         """Decisions of each group; steps before the groups were known, or with other groups, are the batch's."""

@@ -98,13 +98,15 @@ class DenoiserHook(ModelHook):
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
-        began = Mark(_device(inputs))  # deciding counts as well
+        began = Mark(_device(inputs))
         branch, step, verdict = self._enter(inputs)
         if self.places:
             self._choose_graphs(inputs)
         forward = self.fn_ref.original_forward
         if branch is None:
             return forward(*args, **kwargs)
+        branch.decide_watch.add(began)
+        began = Mark(_device(inputs))
         if self.exact is not None and (verdict is not Verdict.PREDICT or self.site.runs):
             full = verdict is Verdict.COMPUTE
             forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
@@ -118,8 +120,10 @@ class DenoiserHook(ModelHook):
             raise
         if answer.part == 1.0:
             branch.mark(step, FULL)
-            self.segment.settle(step)
             branch.compute_watch.add(began)
+            began = Mark(_device(inputs))
+            self.segment.settle(step)  # what was computed decides about the coming steps
+            branch.decide_watch.add(began)
         else:
             self._note_prediction(branch, step, answer)
             branch.predict_watch.add(began)

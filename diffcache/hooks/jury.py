@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from copy import copy
 
 from ..schedules import Schedule
 from ..schedules.drift import largest
@@ -34,7 +33,7 @@ class Jury:
 
     def part(self, size: int, folds: int) -> None:
         """The batch of ``size`` samples is ``folds`` times the same. A schedule is plain values: copies go apart."""
-        self.schedules += [copy(self.schedules[0]) for _ in range(1, size // folds)]
+        self.schedules += [self.schedules[0].twin() for _ in range(1, size // folds)]
         self.size = size
 
     def join_in(self, other: Jury) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class SegmentStats:
     Attributes:
         decisions: one letter a step: F computed, p partial, c predicted, - the branch was not called.
         block_share, token_share: computed share of block calls and of tokens, in [0, 1].
-        compute_seconds, predict_seconds: measured inside the denoiser call.
+        compute_seconds, predict_seconds, decide_seconds: parts of the time inside denoiser calls; what a method
+            measures inside the model (``fbcache``) counts to the part that follows it.
         cached_bytes: most memory held for reuse at any time.
         exact_calls, exact_flops: module calls whose results do not depend on the step and were answered from memory,
             and what they would have cost (see :mod:`.exact`); they count as computed everywhere else.
@@ -36,6 +38,9 @@ class SegmentStats:
         samples: where the samples of a batch decide apart, the decisions of each; those that carry the same noisy
             sample, as in fused guidance, decide together and stand once (rows g, g + n, ... of n such groups).
         together: why the samples could not decide apart although they would have, or None.
+        heard: one entry a step: what the schedule compared with its ``threshold``, for the worst sample; None where it
+            compared nothing. Empty for schedules that compare nothing.
+        threshold: the schedule's, None where it has none or it is infinite.
     """
 
     expert: str
@@ -55,6 +60,9 @@ class SegmentStats:
     exact_bytes: int = 0
     samples: list[str] = field(default_factory=list)
     together: str | None = None
+    decide_seconds: float = 0.0
+    heard: list[float | None] = field(default_factory=list)
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Stats:
 
     @property
     def denoiser_seconds(self) -> float:
-        return sum(s.compute_seconds + s.predict_seconds for s in self.segments)
+        return sum(s.compute_seconds + s.predict_seconds + s.decide_seconds for s in self.segments)
 
     @property
     def saving(self) -> float:
@@ -114,6 +122,11 @@ def _segment_line(s: SegmentStats) -> str:
 
 def _samples(count: int) -> str:
     return "1 sample" if count == 1 else f"{count} samples"
+
+
+def finite(number: float | None) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if number is not None and isfinite(number) else None
 
 
 class Mark:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 GAINS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -23,6 +26,13 @@ class Clip:
 
     frames: np.ndarray
     depth: np.ndarray | None = None
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """The frames as (T, 3, H, W)."""
+        import torch
+
+        return torch.from_numpy(self.frames).movedim(-1, -3)
 
 
 def read_output(output: Any) -> Clip:

@@ -103,12 +103,12 @@ def run_once(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
         ConfigError: the pipeline refuses an argument.
     """
     with accelerated(pipe, config), _following(pipe, call, on_step, label) as extra:
-        _synchronise(pipe)
+        synchronise(pipe)
         begin = time.perf_counter()
         output = generate(pipe, {**call.arguments, **extra}, seed)
-        _synchronise(pipe)
+        synchronise(pipe)
         seconds = time.perf_counter() - begin
-        return Run(read_output(output), seconds, _trajectories(pipe.diffcache))
+        return Run(read_output(output), seconds, trajectories_of(pipe.diffcache))
 
 
 def generate(pipe: Any, arguments: dict[str, Any], seed: int) -> Any:
@@ -141,17 +141,13 @@ def run_pair(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: On
     return Pair(
         dense[-1],
         fast[-1],
-        fidelity(_pixels(fast[-1].clip), _pixels(dense[-1].clip)),
+        fidelity(fast[-1].clip.pixels, dense[-1].clip.pixels),
         (median(r.denoiser_seconds for r in dense), median(r.denoiser_seconds for r in fast)),
         (median(r.seconds for r in dense), median(r.seconds for r in fast)),
     )
 
 
-def _pixels(clip: Clip) -> torch.Tensor:
-    return torch.from_numpy(clip.frames).movedim(-1, -3)
-
-
-def _trajectories(handle: Any) -> list[Stats]:
+def trajectories_of(handle: Any) -> list[Stats]:
     """The finished trajectories, and the current one where its end was never told."""
     seen = list(handle.trajectories)
     last = handle.stats()
@@ -177,6 +173,7 @@ def _following(pipe: Any, call: Call, on_step: OnStep, label: str) -> Iterator[d
     yield {"callback_on_step_end": count}
 
 
-def _synchronise(pipe: Any) -> None:
+def synchronise(pipe: Any) -> None:
+    """Wait until the device has done what it was told."""
     if torch.cuda.is_available() and getattr(pipe, "device", torch.device("cpu")).type == "cuda":
         torch.cuda.synchronize(pipe.device)

@@ -78,12 +78,26 @@ def open_session(
     config = method_config(method, settings, entry)
     where = _device(device)
     precision = _dtype(dtype, entry, where)
-    folder = WEIGHTS / model if entry and entry.embedded else Path(model)
-    if entry is not None and not entry.embedded and hasattr(diffusers, entry.pipeline):
-        # Tens of gigabytes are about to be read: what the class can tell is better said before.
-        build_call(getattr(diffusers, entry.pipeline), request, entry, folder)
+    check_class(request, entry)
     pipe = _load(model, entry, precision, where)
-    return Session(model, pipe, config, build_call(pipe, request, entry, folder), request)
+    return Session(model, pipe, config, build_call(pipe, request, entry, folder_of(model, entry)), request)
+
+
+def open_pipeline(model: str, entry: ZooEntry | None, dtype: str | None, device: str | None) -> Any:
+    """The pipeline alone; arguments and errors as for :func:`open_session`."""
+    where = _device(device)
+    return _load(model, entry, _dtype(dtype, entry, where), where)
+
+
+def folder_of(model: str, entry: ZooEntry | None) -> Path:
+    """Where the files of a model lie, if it has a folder."""
+    return WEIGHTS / model if entry and entry.embedded else Path(model)
+
+
+def check_class(request: Request, entry: ZooEntry | None) -> None:
+    """What the class of a hub model can tell about a request is better said before tens of gigabytes are read."""
+    if entry is not None and not entry.embedded and hasattr(diffusers, entry.pipeline):
+        build_call(getattr(diffusers, entry.pipeline), request, entry, Path(entry.name))
 
 
 def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:

@@ -30,6 +30,7 @@ class ChaoticSkipping(Schedule):
         return self.threshold <= 0
 
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
+        self.heard |= {self.last + k: max(sum(d[:k]) for d in drifts) for k in range(1, min(map(len, drifts)) + 1)}
         # Computed as soon as one branch wants it.
         self.limit(min(streak(drift, self.threshold) for drift in drifts))
 
@@ -87,6 +88,7 @@ class Guarded(PowerLaw):
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         self._calibrate([error for error in errors if isfinite(error)])
         worst = [largest(part) for part in zip(*drifts, strict=True)]
+        self.heard |= {self.last + k: self.gain * drift for k, drift in enumerate(worst, 1)}
         if self.threshold != float("inf"):
             # "not <" so that a NaN stops the run, and a threshold of 0 every one
             self.limit(next((k for k, d in enumerate(worst) if not self.gain * d < self.threshold), len(worst)))

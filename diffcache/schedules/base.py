@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 NEVER = 1 << 30
 
@@ -32,6 +33,8 @@ class Schedule:
     signal: str | None = None
     #: whether the rule reads :attr:`timesteps`
     wants_timesteps = False
+    #: what the rule compares with what it heard, or None
+    threshold: float | None = None
 
     def __init__(self, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.warmup, self.cooldown, self.max_skip = warmup, cooldown, max_skip
@@ -48,6 +51,14 @@ class Schedule:
         self.timesteps = tuple(timesteps)
         self.last = -1
         self._until = NEVER
+        #: step -> what was compared with :attr:`threshold` there
+        self.heard: dict[int, float] = {}
+
+    def twin(self) -> Schedule:
+        """A copy that goes its own way from here on."""
+        twin = copy(self)
+        twin.heard = dict(self.heard)
+        return twin
 
     def placed(self, step: int) -> bool:
         """Whether the method's own rule wants this step computed."""

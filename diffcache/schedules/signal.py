@@ -35,6 +35,7 @@ class FirstBlock(Schedule):
         super().__init__(warmup, cooldown, max_skip)
 
     def judge(self, step: int, drift: float) -> bool:
+        self.heard[step] = drift
         if not isfinite(drift):
             return True
         return drift >= self.threshold if self.inclusive else drift > self.threshold
@@ -65,6 +66,7 @@ class Accumulated(Schedule):
 
     def judge(self, step: int, drift: float) -> bool:
         self.sum += self.rescale(drift)
+        self.heard[step] = self.sum
         return not (isfinite(self.sum) and self.sum < self.threshold)
 
 

@@ -1,0 +1,120 @@
+"""``diffcache report``: methods, other packages' caches and the control, measured side by side on a model."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_options import Clip, Debug, Device, Dtype, Frames, Guidance, Image, Model, NegativePrompt, Pixels, Prompt
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .report import Report
+
+EPILOG = (
+    "Examples:\n\n"
+    "  diffcache report --model tiny-wan --out out/report\n\n"
+    "  diffcache report --methods none,worldcache:computed=[8,12,16,24],taylorseer,diffusers:mag,cache-dit:dbcache\n\n"
+    "  diffcache report --methods worldcache,fbcache --sweep --steps 50 --seeds 8\n\n"
+    "  diffcache report --out out/report --resume\n\n"
+    "  diffcache report --out out/now --baseline main/report.json --tolerance 0.05"
+)
+
+
+def report(
+    model: Model = "tiny-wan",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Names with commas, each with settings: worldcache:max_skip=6. A list of values is a sweep: "
+            "worldcache:computed=[8,12,16]. diffusers:NAME and cache-dit:NAME are those packages' own caches.",
+            show_default="a set that shows diffcache beside its peers",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds; every row runs on each.")] = 8,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Vary the one natural knob of each method.")] = False,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, taken in turn by seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write.", show_default="out/report-<model>")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where --out holds a report.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An older report.json: exit 1 when a method lost more than the tolerance.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="With --baseline: share of a figure that may be lost.")] = 0.05,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    actions: Annotated[str | None, typer.Option(help="World models: an action string, F8L4.")] = None,
+    image: Image = None,
+    clip: Clip = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Measure methods on a model and write report.json, report.html and pictures.
+
+    Every row is compared with dense sampling of the same seed, and with the same sampler with fewer steps, which every
+    cache must beat. What was measured is kept after each seed: --resume goes on after an interruption.
+    """
+    from .media.request import check_model, short_name
+    from .media.terminal import StepProgress, console, say, summarise
+
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
+    check_model(model)
+    target = out or Path("out") / f"report-{short_name(model)}"
+    from .report import load_report, losses, run
+
+    before = None if baseline is None else load_report(baseline, "baseline")
+    options = dict(prompt=prompt, negative_prompt=negative_prompt, actions=actions, image=image, clip=clip)
+    options |= dict(guidance=guidance, height=height, width=width, frames=frames)
+    options = {name: value for name, value in options.items() if value is not None}
+    shared = dict(
+        steps=steps, seeds=seeds, out=target, sweep=sweep, prompts=prompts, resume=resume, overwrite=overwrite
+    )
+    with StepProgress(console()) as progress:
+        found = run(
+            model,
+            methods,
+            **shared,
+            **options,
+            dtype=dtype,
+            device=device,
+            on_step=progress,
+            say=say,
+            command=_command(),
+        )
+    summarise(f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds", _facts(found, target))
+    if before is not None:
+        lost = losses(found, before, tolerance)
+        say("\n".join(f"worse than the baseline: {loss}" for loss in lost) or f"no loss beyond {tolerance:.0%}")
+        if lost:
+            raise typer.Exit(1)
+
+
+def _command() -> str:
+    """The command as it was typed, without what only this run needed and without its folders."""
+    import sys
+
+    from .report.measuring import without_folders
+
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--debug")]
+    return shlex.join(["diffcache", *map(without_folders, words)])
+
+
+def _facts(found: Report, target: Path) -> list[tuple[str, str]]:
+    from .report.summary import summarise
+
+    summary = summarise(found)
+    facts = [("verdict", text) for text in summary.verdict] + [("warning", text) for text in summary.warnings]
+    facts += [("did not run", f"{row.name}: {row.failure}") for row in summary.failed]
+    return [*facts, ("page", str(target / "report.html")), ("data", str(target / "report.json"))]
