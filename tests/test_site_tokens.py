@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffcache import ConfigError, UnsupportedModelError, accelerate_model, denoising
+from diffcache import ConfigError, UnsupportedModelError, accelerate_model, denoising, restore
 from diffcache.hooks.selection import Selection
+from diffcache.hooks.tokens import _WITHOUT
 from diffcache.methods.token import ToCaConfig
 from diffcache.predictors import Taylor
 from diffcache.schedules import Explicit
@@ -302,12 +303,18 @@ def test_modules_that_mix_tokens_are_computed_in_full(name, unit, why):
         model.diffcache.restore()
 
 
-def test_a_model_without_a_sequence_of_tokens_is_refused():
-    with (
-        method_on("ErnieImageTransformer2DModel", "token"),
-        pytest.raises(UnsupportedModelError, match=r"cannot be taken apart.*no sequence of tokens"),
-    ):
-        run("ErnieImageTransformer2DModel")
+@pytest.mark.parametrize("name", list(_WITHOUT))
+def test_what_is_known_to_have_no_tokens_is_refused_at_once_and_for_a_reason(name):
+    with pytest.raises(UnsupportedModelError, match=f"cannot be taken apart: {_WITHOUT[name]}"):
+        put_on(model_of(name), lambda offset, depth, kind: 0.5)
+    reason = _WITHOUT.pop(name)  # and indeed it cannot
+    try:
+        put_on(model_of(name), lambda offset, depth, kind: 0.5)
+        with pytest.raises(UnsupportedModelError, match="cannot be taken apart"):
+            run(name)
+    finally:
+        _WITHOUT[name] = reason
+        restore(model_of(name))
 
 
 @pytest.mark.parametrize(

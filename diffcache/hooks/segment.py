@@ -107,7 +107,11 @@ class Segment:
         return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
 
     def _begin(self, step: int, fingerprint: Callable[[], Any]) -> None:
-        self._read_plans()
+        if self.compute or not self.schedule.wants_compute(step):
+            self._read_plans()
+        else:  # what the last step has computed in part is computed anew, whatever it is
+            for branch in self.branches.values():
+                branch.cache.pending = None
         weights = fingerprint()
         changed = self.deciding >= 0 and weights != self.weights
         if changed:

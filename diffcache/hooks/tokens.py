@@ -35,8 +35,14 @@ from .token_passes import Call, FullPass, LearningPass, Lesson, Memory, PartialP
 
 _UNIT_NAME = f"{HOOK_NAME}_token"
 _ENTRY_NAME = f"{HOOK_NAME}_entry"
+#: classes that cannot be run on some of their tokens, as the first computed step of a tiny one has shown
+_WITHOUT = {
+    "Cosmos3OmniTransformer": "its hidden states are packed without a batch",
+    "ErnieImageTransformer2DModel": "its tokens come before its batch",
+    "RFD4ProteinaTransformer": "its attention is biased by pairs of residues",
+}
 # Lists whose tokens are text.
-_TEXT_LIST = re.compile(r"refiner|context|text|caption|perceiver", re.IGNORECASE)
+_TEXT_LIST = re.compile(r"refiner|context|text|txt|caption|perceiver", re.IGNORECASE)
 
 
 class TokenCache(Cache):
@@ -122,6 +128,8 @@ class TokenSite(Site):
 
     def __init__(self, model: nn.Module, units: Sequence[Unit], recipe: Recipe) -> None:
         self.units, self.recipe, self._model = units, recipe, model
+        if type(model).__name__ in _WITHOUT:
+            raise self._refusal(_WITHOUT[type(model).__name__])
         self.now: TokenPass | None = None
         self._lists = {block: name for name, blocks in find_block_lists(model).items() for block in blocks}
         self._layers = {unit.name: index for index, unit in _layers(units)}

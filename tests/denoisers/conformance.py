@@ -52,7 +52,7 @@ def outcome(name: str, site: str) -> Outcome:
         with method_on(name, site, exact=True) as model:
             still = METHODS[site].still
             outputs = run_constant(name, still)[still:]
-            skipped = "c" in letters(model)
+            skipped = METHODS[site].letter in letters(model)
         return Outcome(exact, skipped, _deviation(outputs), _running(name, site))
     except UnsupportedModelError as error:
         return Outcome(refusal=str(error))

@@ -29,12 +29,14 @@ class Way:
         method, settings: the method.
         listens: whether it measures the model before it decides a step.
         still: step from which on the input stands still where the tests hold it constant.
+        letter: of a step that is not computed in full.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     listens: bool = False
     still: int = 0
+    letter: str = "c"
 
 
 _RANGES = dict(spatial=3, temporal=3, cross=3, low=0, high=1001)
@@ -44,7 +46,7 @@ METHODS: dict[str, Way] = {
     "block": Way("taylorseer", dict(interval=3, warmup=2, site="block")),
     "module": Way("fora", dict(interval=3, warmup=2)),
     "attention": Way("pab", dict(warmup=2, **_RANGES)),
-    "token": Way("toca", dict(interval=3, warmup=2, keep=0.5, attention=1.0, cross=1.0)),
+    "token": Way("toca", dict(interval=3, warmup=2, keep=0.5, attention=1.0, cross=1.0), letter="p"),
     "first": Way("fbcache", dict(threshold=10.0, warmup=2, max_skip=2, cooldown=1), listens=True),
     "modulated": Way("teacache", dict(threshold=1e9, polynomial=(1.0, 0.0), warmup=2, max_skip=2), listens=True),
     # its rate is a change over a change: something has to move first
