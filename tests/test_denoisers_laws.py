@@ -41,7 +41,7 @@ pytestmark = [
 classes = pytest.mark.parametrize("name", DENOISERS)
 sites = pytest.mark.parametrize("site", METHODS)
 #: ways with the hooks of another one: what concerns hooks and lifetimes alone is checked on that one
-SAME_HOOKS = {"attention": "module", "modulated": "first"}
+SAME_HOOKS = {"attention": "module", "block": "module", "modulated": "first"}
 hooks = pytest.mark.parametrize(
     "site", [pytest.param(site, marks=pytest.mark.slow if site in SAME_HOOKS else ()) for site in METHODS]
 )
@@ -113,7 +113,7 @@ def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted
         return arguments
 
     try:
-        with method_on(name, site, exact=True):
+        with method_on(name, site):
             run(name, steps=1)  # a model's first step proves its body, with a read of its own
             with watched(reads):
                 run(name, before=note)

@@ -29,6 +29,9 @@ EXAMPLES = [
     ("teacache", dict(polynomial=(1.0, 2.0, 0.0))),
     ("magcache", dict(ratios=(1.0, 1.1, 0.9))),
     ("easycache", dict(threshold=0.1)),
+    ("toca", dict(keep=0.4, depth=-0.2, score="random")),
+    ("duca", dict(interval=5)),
+    ("worldcache-partial", dict(keep=0.1, score="turning", computed=10)),
     ("exact", {}),
     ("none", {}),
 ]

@@ -107,7 +107,7 @@ class Segment:
         return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
 
     def _begin(self, step: int, fingerprint: Callable[[], Any]) -> None:
-        if self.compute or not self.schedule.wants_compute(step):
+        if self.compute or self.schedule.signal is not None or not self.schedule.wants_compute(step):
             self._read_plans()
         else:  # what the last step has computed in part is computed anew, whatever it is
             for branch in self.branches.values():

@@ -308,11 +308,11 @@ class TokenSite(Site):
                 attach(feeder, _TokenHook(self, _feeder_name(unit, index), layer, unit.kind, True), _UNIT_NAME)
 
     def uninstall(self, model: nn.Module) -> None:
-        for blocks in find_block_lists(model).values():
-            detach(blocks[0], _ENTRY_NAME)
         for unit in self.units:
             for module in (unit.module, *unit.feeders):
                 detach(module, _UNIT_NAME)
+        for blocks in find_block_lists(model).values():  # last as they came first: one may be a unit itself
+            detach(blocks[0], _ENTRY_NAME)
 
 
 def _layers(units: Sequence[Unit]) -> Iterator[tuple[int, Unit]]:

@@ -67,7 +67,7 @@ _CACHED = {
     "block": "what each block adds to its streams",
     "module": "results of attention and feed-forward, before the gate",
     "attention": "results of attention alone",
-    "token": "the same, of the tokens that a step does not recompute",
+    "token": "results of attention and feed-forward, token by token",
     "first": "the residual behind the first block, whose change decides",
     "modulated": "the residual over all blocks; the first attention's input decides",
     "rate": "the output less the input; the output's expected change decides",
