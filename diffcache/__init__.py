@@ -49,10 +49,12 @@ _ROOMS = {"MemoryEstimate": "memory", "estimate_memory": "memory", "list_methods
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":  # a room of its own: diffcache.report.run(...)
+        return import_module(".report", __name__)
     if name not in __all__:
         raise AttributeError(f"module 'diffcache' has no attribute '{name}'")
     return getattr(import_module(f".{_ROOMS.get(name, 'pipeline')}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "report"])
