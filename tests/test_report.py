@@ -264,7 +264,11 @@ def test_peers_leave_nothing_behind(model):
 
 
 def test_per_token_methods_have_a_token_map_and_others_none(tmp_path):
-    found = measured(tmp_path, "worldcache:warmup=2,share=0", "interval:interval=2,warmup=1", seeds=1, steps=8)
+    by_token = ("toca:warmup=2,interval=4", "worldcache-partial:warmup=2,computed=4")
+    found = measured(
+        tmp_path, "worldcache:warmup=2,share=0", "interval:interval=2,warmup=1", *by_token, seeds=1, steps=12
+    )
+    assert [found.row(name).tokens for name in by_token] == ["ages"] * 2
     row = found.row("worldcache:warmup=2,share=0")
     assert row.tokens == "damping"
     assert (tmp_path / "pictures" / "worldcache_warmup-2,share-0-tokens.png").exists()

@@ -125,7 +125,7 @@ class Row:
             could not be counted.
         work_share: of the whole run against dense.
         failure: why there are no figures, in one line.
-        tokens: what its token map shows (``groups`` or ``damping``), empty where it treats all tokens alike.
+        tokens: what its token map shows (``groups``, ``damping`` or ``ages``), empty where it treats all tokens alike.
         fid: Frechet Inception distance of all its frames to the reference's, where Inception is there.
     """
 

@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GROUPS, DAMPING = "groups", "damping"
+from ..errors import UnsupportedModelError
+from ..hooks.grid import Grid
+
+GROUPS, DAMPING, AGES = "groups", "damping", "ages"
 WORDS = {
+    AGES: "light: recomputed at this step, the darker the longer ago",
     GROUPS: "dark: reused, middle: moved straight on, light: blended",
     DAMPING: "how far a token's motion is carried on, from dark (reused) to light (straight on)",
 }
@@ -22,7 +26,7 @@ class TokenMaps:
     """Looks at the first branch's fit after each denoiser call, and keeps it at :data:`MOMENTS`.
 
     Attributes:
-        kind: ``groups``, ``damping``, or empty where the method does not treat tokens apart.
+        kind: ``groups``, ``damping``, ``ages``, or empty where the method does not treat tokens apart.
         found: values in [0, 1], ``[frames, height, width]`` in tokens, one a moment.
     """
 
@@ -31,12 +35,15 @@ class TokenMaps:
         self.kind, self.found = "", []
 
     def __call__(self, count: int) -> None:
-        if count in self._due:
-            kind, values = _of_fit(_fit(self._pipe))
-            frames = None if values is None else _frames(values)
-            if frames is not None:
-                self.kind = kind
-                self.found.append(frames)
+        if count not in self._due:
+            return
+        kind, values = _look(self._pipe)
+        if kind == AGES and values is None:
+            self._due.append(count + 1)  # all tokens were computed: the next step may be a partial one
+        frames = None if values is None else _frames(values)
+        if frames is not None:
+            self.kind = kind
+            self.found.append(frames)
 
     @property
     def picture(self) -> np.ndarray:
@@ -52,13 +59,28 @@ def _large(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames.repeat(scale, -1).repeat(scale, -2)
 
 
-def _fit(pipe: Any) -> Any:
-    """What the first denoiser's first branch was fitted with last, or None."""
+def _look(pipe: Any) -> tuple[str, Tensor | None]:
+    """What the first denoiser's first branch shows."""
     handle = pipe.__dict__.get("diffcache")
     for _, hook in handle.hooks.values() if handle is not None else ():
         for branch in hook.segment.branches.values() if hook.segment is not None else ():
-            return next(iter(getattr(branch.cache, "fits", None) or ()), None)
-    return None
+            tokens = getattr(branch.cache, "tokens", branch.cache)
+            if hasattr(tokens, "age"):
+                return AGES, _ages(hook.anatomy, branch.signature, tokens.age)
+            return _of_fit(next(iter(getattr(branch.cache, "fits", None) or ()), None))
+    return "", None
+
+
+def _ages(anatomy: Any, signature: Any, age: Tensor | None) -> Tensor | None:
+    """How lately each token was computed, ``[1, *grid]`` in [0, 1]; None while all are of one age."""
+    if age is None or not age.any():
+        return None
+    sample = torch.empty(signature[0][0][0], device="meta")  # the noisy sample comes first, and lies on the same grid
+    try:
+        grid = Grid.of(anatomy, sample, len(age)).shape(sample)
+    except UnsupportedModelError:
+        return None
+    return (1.0 - age / age.max()).view(1, *grid)
 
 
 def _of_fit(fit: Any) -> tuple[str, Tensor | None]:
