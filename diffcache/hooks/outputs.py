@@ -60,3 +60,10 @@ def _template(output: Any, tensors: list[Tensor]) -> Template | None:
     if isinstance(output, dict):  # diffusers' BaseOutput is an ordered dict
         return Template(type(output), tuple((name, _template(part, tensors)) for name, part in output.items()))
     return Template(object, held=output)
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor itself if it has its memory for itself and counts its versions, else a copy."""
+    tensor = tensor.detach()
+    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return tensor.clone() if part or tensor.is_inference() else tensor

@@ -12,6 +12,7 @@ from ..kernels import combine
 from ..predictors import Horizon, Rest
 from ..predictors.resting import Home, fetch, home_of, waken
 from .cache import Cache, Holding, Moment
+from .outputs import owned
 from .ports import placeholder
 from .recipe import Recipe
 from .streams import Passage
@@ -52,7 +53,7 @@ class Slot:
         if any(t.is_inference() for t in tensors):  # copies that are made outside inference mode count their versions
             with torch.inference_mode(False), torch.no_grad():
                 return [self.rest.keep(t) for t in tensors]
-        return [self.rest.keep(t) if self.rest.moves(t) else _own(t) for t in tensors]
+        return [self.rest.keep(t) if self.rest.moves(t) else owned(t) for t in tensors]
 
     @property
     def intact(self) -> bool:
@@ -88,13 +89,6 @@ class Slot:
         if not value.numel() or home_of(value) != home:
             return torch.zeros((), dtype=home.dtype, device=home.device).expand(shape)
         return placeholder(value, shape)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor itself if it owns its memory, else a copy."""
-    tensor = tensor.detach()
-    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if part else tensor
 
 
 def _combined(stored: Sequence[Tensor], weights: Sequence[float], home: Home) -> Tensor:

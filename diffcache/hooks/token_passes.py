@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .attending import Attending, Attention
-from .outputs import Template, flatten
+from .outputs import Template, flatten, owned
 from .selection import Place, Selection, Unfit, marked, sized
 from .streams import named_tensors
 
@@ -114,23 +114,16 @@ class TokenPass(ABC):
 
         def keep(number: int, attention: Attention) -> Tensor:
             if lesson is None or (lesson.whole is None and lesson.keys[number] is not None):
-                attended[number] = _own(attention.key), _own(attention.value), attention.mask
+                attended[number] = owned(attention.key), owned(attention.value), attention.mask
             return attention.run()
 
         with Attending(keep):
             result = forward(*args, **kwargs)
         tensors, template = flatten(result)
-        held = Memory([_shape_of(t) if feeds else _own(t) for t in tensors], template, attended, feeds)
+        held = Memory([_shape_of(t) if feeds else owned(t) for t in tensors], template, attended, feeds)
         held.seal()
         self.memories[call] = held
         return result
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor itself if it has its memory for itself and counts its versions, else a copy."""
-    tensor = tensor.detach()
-    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if part or tensor.is_inference() else tensor
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
@@ -297,7 +290,7 @@ class PartialPass(TokenPass):
         for index, (old, new) in enumerate(zip(held.results, rows, strict=True)):
             place = _result_place(lesson, old, new)
             if place is None:
-                held.results[index] = _own(new)
+                held.results[index] = owned(new)
             else:
                 self.selection.put(old, place, new, count)
         held.seal()
