@@ -23,6 +23,12 @@ from .reads import Reads, watched
 from .states import attributes, forward_hooks
 
 
+@pytest.fixture(autouse=True)
+def _no_older_graphs():
+    """flex attention is compiled by torch itself: why it compiles again is not always told in one process."""
+    torch.compiler.reset()
+
+
 def saved(owner):
     """Module calls answered from memory, one number a branch."""
     return [s.exact_calls for s in owner.diffcache.stats().segments]

@@ -16,6 +16,12 @@ from .models import normal
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 
 
+@pytest.fixture(autouse=True)
+def _no_older_graphs():
+    """flex attention is compiled by torch itself: why it compiles again is not always told in one process."""
+    torch.compiler.reset()
+
+
 def follow(compute, *moving):
     """Whether the result of ``compute(still, *moving)`` is still, and the flow."""
     still = normal(3, 4, seed=1)
