@@ -234,6 +234,28 @@ def test_weights_changed_in_place_in_mid_trajectory_are_noticed(site):
     assert torch.equal(outputs[5], changed[5])
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fbcache", dict(threshold=1e9)),
+        ("teacache", dict(threshold=1e9, polynomial=(1.0, 0.0))),
+        ("easycache", dict(threshold=1e9, warmup=2)),
+        ("interval", dict(interval=4)),
+    ],
+)
+@pytest.mark.parametrize("changed", ["at a computed step", "at a predicted step"])
+def test_nothing_is_predicted_from_other_weights(method, settings, changed):
+    """However little a signal shows of a change: nothing predicted mixes the old weights with the new."""
+    model = accelerate_model(FAMILIES["wan"].build(0), method, max_skip=3, **settings)
+    run_fixed(model)
+    letters = decisions(model)[0]
+    at = letters.index("F", letters.index("c")) if changed == "at a computed step" else letters.index("cc") + 1
+    due = letters.index("c", at)
+    outputs = run_fixed(model, on_step=lambda step: model.proj_out.weight.mul_(1.5) if step == at else None)
+    assert [f.step for f in model.diffcache.stats().segments[0].fallbacks if "weights" in f.reason] == [due]
+    assert torch.equal(outputs[due], run_fixed(accelerate_model(model, "none"))[due])
+
+
 def test_a_change_of_weights_is_counted_with_its_reason():
     model = accelerate_model(FAMILIES["wan"].build(0), "interval", interval=4)
     run_fixed(model, on_step=lambda s: model.proj_out.weight.mul_(1.5) if s == 5 else None)

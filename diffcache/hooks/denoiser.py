@@ -174,18 +174,14 @@ class DenoiserHook(ModelHook):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None, step, Verdict.COMPUTE
             segment, step = self._locate(timestep)
-        verdict = segment.decide(step, branch, self._fingerprint)
+        verdict = segment.decide(step, branch)
+        if segment.changed:  # what changed the weights may have moved modules as well
+            segment.changed = False
+            self.look_again()
         if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs):
             segment.compute_after_all(step, branch)
             verdict = Verdict.COMPUTE
         return branch, step, verdict
-
-    def _fingerprint(self) -> Any:
-        """Of the weights; a change of them in mid-trajectory may have moved modules as well."""
-        found = self.weights.fingerprint()
-        if self.segment.deciding >= 0 and found != self.segment.weights:
-            self.look_again()
-        return found
 
     def _locate(self, timestep: Any) -> tuple[Segment, int]:
         clock, progress = self.clock, self.progress
@@ -194,7 +190,8 @@ class DenoiserHook(ModelHook):
             progress.trajectory, progress.closed, progress.segment = clock.trajectory, [], None
         if progress.segment is None:
             clock.enter(self)
-            progress.segment = Segment(self.recipe, self.site, clock, now, self._segment_length(now))
+            total, always = self._segment_length(now), self.exact is not None
+            progress.segment = Segment(self.recipe, self.site, clock, now, total, self.weights, always)
         return progress.segment, now - progress.segment.start
 
     def _segment_length(self, start: int) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -18,6 +18,7 @@ from .conditioning import Conditioning
 from .recipe import Recipe
 from .sites import Site
 from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
+from .weights import WeightsWatch
 
 _MOST_BRANCHES = 8
 
@@ -37,14 +38,32 @@ class Segment:
         clock: where in the trajectory we are.
         start: step of the trajectory at which the segment begins.
         total: number of steps of the segment, None while unknown.
+        watch: of the denoiser's weights.
+        always: whether somebody needs :attr:`weights` at every step.
+
+    Attributes:
+        weights: fingerprint of the weights that made what is stored.
+        changed: whether they were found to be others than those; for the hook, which may have to look where modules
+            are now.
     """
 
-    def __init__(self, recipe: Recipe, site: Site, clock: Clock, start: int, total: int | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        site: Site,
+        clock: Clock,
+        start: int,
+        total: int | None,
+        watch: WeightsWatch,
+        always: bool = False,
+    ) -> None:
         self.recipe, self.site, self.start, self.total = recipe, site, start, total
-        self._clock = clock
+        self._clock, self._watch, self._always = clock, watch, always
         self.schedule = self._new_schedule()
         self.branches: dict[Any, Branch] = {}
         self.weights: Any = None
+        self.changed = False
+        self._looked = -1  # step at which the weights were looked at last
         self.deciding = -1
         self.compute = True
         self.kinds: frozenset[str] = frozenset()  # computed at a step that is not computed in full
@@ -93,10 +112,10 @@ class Segment:
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
-    def decide(self, step: int, branch: Branch, fingerprint: Callable[[], Any]) -> Verdict:
-        """What to do at ``step``; ``fingerprint`` tells whether the weights are still the same."""
+    def decide(self, step: int, branch: Branch) -> Verdict:
+        """What to do at ``step``."""
         if step != self.deciding:
-            self._begin(step, fingerprint)
+            self._begin(step)
         own, jury = branch.schedule is not self.schedule, branch.jury
         if own and not self.compute:
             self.compute = len(jury.due(step)) == len(jury.all)
@@ -106,21 +125,33 @@ class Segment:
             return Verdict.COMPUTE
         return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
 
-    def _begin(self, step: int, fingerprint: Callable[[], Any]) -> None:
+    def _begin(self, step: int) -> None:
         if self.compute or self.schedule.signal is not None or not self.schedule.wants_compute(step):
             self._read_plans()
         else:  # what the last step has computed in part is computed anew, whatever it is
             for branch in self.branches.values():
                 branch.cache.pending = None
-        weights = fingerprint()
-        changed = self.deciding >= 0 and weights != self.weights
-        if changed:
-            self._forget_all(step, "weights or adapters changed")
-        self.deciding, self.weights, self._moved, self._asked = step, weights, frozenset(), -1
-        self.compute = changed or (self.schedule.signal is None and self.schedule.wants_compute(step))
+        computes = self.schedule.wants_compute(step)
+        asks = self.schedule.signal is not None
+        # A step that is computed needs no look: a change since the last one is found before anything is predicted.
+        looks = self._always or (self.keeps and (self.weights is None or self._watch.adapted))
+        changed = (looks or not (computes or asks)) and self._look(step)
+        self.deciding, self._moved, self._asked = step, frozenset(), -1
+        self.compute = changed or (computes and not asks)
         if self.compute:
             self.schedule.computed(step)
         self.kinds = frozenset() if self.compute else self.schedule.partial(step)
+
+    def _look(self, step: int) -> bool:
+        """Whether the weights are no longer those that made what is stored; it is forgotten then."""
+        if self._looked == step:
+            return False
+        before, self.weights, self._looked = self.weights, self._watch.fingerprint(), step
+        if before is None or before == self.weights:
+            return False
+        self.changed = True
+        self._forget_all(step, "weights or adapters changed")
+        return True
 
     def judge(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> list[int]:
         """Samples that are computed at an asked ``step``: none, all, or those that moved.
@@ -146,7 +177,7 @@ class Segment:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
         if moved and batch.hindrance is not None and len(moved) < len(jury.all):
             branch.together, moved = batch.hindrance, set(jury.all)
-        if len(moved) == len(jury.all):
+        if len(moved) == len(jury.all) or self._look(step):
             return list(range(batch.size))
         jury.computed(step, moved)
         rows = jury.rows(moved)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .tree import ModuleTree
+
 _VERSION = attrgetter("_version")
 
 
@@ -15,7 +17,7 @@ class WeightsWatch:
     """A cheap fingerprint of a model's weights: version counters, identities, and the state of PEFT adapters."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self._tree = model, ModuleTree(model)
         self._adapters: tuple[Any, ...] | None = None
         self._layers: list[nn.Module] = []
         self._slots: list[dict[str, nn.Parameter | None]] = []
@@ -29,7 +31,7 @@ class WeightsWatch:
         Moving weights between devices changes nothing: that is what offloading does. Weights that accelerate brings
         for one call only, as new parameters each time, are not looked at.
         """
-        adapters = tuple(getattr(self._model, "peft_config", None) or ())
+        adapters = self._loaded()
         if adapters != self._adapters:
             self._adapters = adapters
             self._walk()
@@ -39,17 +41,25 @@ class WeightsWatch:
         )
         return adapters, state, self._stamp()
 
+    @property
+    def adapted(self) -> bool:
+        """Whether there are adapters, which can be switched and switched back: that is no version's doing."""
+        return bool(self._loaded())
+
+    def _loaded(self) -> tuple[Any, ...]:
+        return tuple(getattr(self._model, "peft_config", None) or ())
+
     def look_again(self) -> None:
         """Modules may have been put in or taken out, or offloaded, since."""
         self._adapters = None
 
     def _walk(self) -> None:
-        modules = list(self._model.modules())
-        self._layers = [m for m in modules if hasattr(m, "scaling") and hasattr(m, "merged_adapters")]
+        modules = self._tree.modules()
+        self._layers = [m for m in modules if "scaling" in vars(m) and "merged_adapters" in vars(m)]
         self._slots = [m._parameters for m in modules if m._parameters and not _offloaded(m)]
 
     def _stamp(self) -> int:
-        """Sum of the identities and versions of all parameters that have them. Runs at every step: kept short."""
+        """Sum of the identities and versions of all parameters that have them. Runs at many steps: kept short."""
         parameters = list(chain.from_iterable(map(dict.values, self._slots)))
         if len(parameters) != len(self._seen) or not all(map(is_, parameters, self._seen)):
             # An offloaded parameter stands on the meta device, and a new one stands there each time.
@@ -60,5 +70,5 @@ class WeightsWatch:
 
 
 def _offloaded(module: nn.Module) -> bool:
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
