@@ -32,13 +32,12 @@ class Branch:
         self.fallbacks: list[Fallback] = []
         self.compute_watch, self.predict_watch, self.decide_watch = Stopwatch(), Stopwatch(), Stopwatch()
         self.block_shares: list[float] = []  # of steps that were not computed in full
-        self.peak_bytes = 0
         self.signature: Any = None
         self.exact = ExactMemory()
 
     def forget(self) -> None:
         """Drop everything that was cached; decisions and timings stay."""
-        self.cache.forget()
+        self.cache.drop()
         self.exact.forget()
         self.jury.join()
 
@@ -58,8 +57,8 @@ class Branch:
             known += ABSENT * (step - len(known))
         self.decisions.append(letter)
         self._letters.append(self.jury.letters(step) if len(self.jury.schedules) > 1 else letter)
-        if letter != PREDICTED or self.cache.grows:
-            self.peak_bytes = max(self.peak_bytes, self.cache.nbytes)
+        if letter == PARTIAL or (letter == PREDICTED and self.cache.grows):
+            self.cache.note_peak()
 
     def fall_back(self, step: int, reason: str) -> None:
         """Count a step that was computed for ``reason`` although a prediction was due."""
@@ -82,7 +81,7 @@ class Branch:
             compute_seconds=self.compute_watch.seconds,
             predict_seconds=self.predict_watch.seconds,
             decide_seconds=self.decide_watch.seconds,
-            cached_bytes=self.peak_bytes,
+            cached_bytes=self.cache.peak_bytes,
             fallbacks=list(self.fallbacks),
             exact_calls=self.exact.calls,
             exact_flops=self.exact.flops,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ def needed(caches: Sequence[Cache], rest: Rest, device: bool = False) -> int:
     return sum(holding.nbytes(rest, device) for cache in caches for holding in cache.holdings())
 
 
-def check_budget(recipe: Recipe, branches: Sequence[Branch]) -> None:
+def check_budget(recipe: Recipe, branches: Iterable[Branch]) -> None:
     """Called after each computed step, so that a branch that opens late counts as soon as it is known.
 
     Raises:
@@ -31,6 +31,7 @@ def check_budget(recipe: Recipe, branches: Sequence[Branch]) -> None:
     """
     if recipe.budget is None:
         return
+    branches = list(branches)
     caches = [branch.cache for branch in branches]
     exact = sum(branch.exact.nbytes for branch in branches)  # bit for bit, so they neither narrow nor move
     need = needed(caches, recipe.rest, device=True) + exact

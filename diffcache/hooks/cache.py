@@ -104,6 +104,7 @@ class Cache(ABC):
 
     pending: Outlook | None = None
     grows: bool = False
+    _peak_bytes: int = 0
 
     @property
     @abstractmethod
@@ -119,6 +120,20 @@ class Cache(ABC):
         """Bytes held."""
         tensors = {id(t): t for t in self.held()}
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that was held at any time. Computed steps only add to what is held, so it is not measured after each."""
+        return max(self._peak_bytes, self.nbytes)
+
+    def note_peak(self) -> None:
+        """What is held now may become less."""
+        self._peak_bytes = self.peak_bytes
+
+    def drop(self) -> None:
+        """Forget everything that was held in this trajectory, but not how much it was."""
+        self.note_peak()
+        self.forget()
 
     def holdings(self) -> Iterable[Holding]:
         """What will be held once enough steps are computed, as far as those computed by now have shown."""

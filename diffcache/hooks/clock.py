@@ -296,13 +296,13 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
 
     A tensor of timesteps (one a sample, frame or token) stands for its largest entry.
     """
-    if isinstance(timestep, Number):
-        return float(timestep)
-    if not isinstance(timestep, Tensor) or timestep.numel() == 0:
+    if not isinstance(timestep, Tensor):
+        return float(timestep) if isinstance(timestep, Number) else None
+    if timestep.numel() == 0:
         return None
     if timestep.device.type != "cpu":
         return float(timestep.max()) if sync else None
-    known = timestep.detach()
+    known = timestep.detach() if timestep.requires_grad else timestep
     # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
     array = (known.float() if known.dtype in (torch.bfloat16, torch.float16) else known).numpy()
     return float(array.flat[0]) if array.size == 1 or array.strides == (0,) else float(array.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from .partial import PartialOutputSite
 from .rate import RateSite
 from .recipe import Recipe
 from .segment import Segment, Verdict
-from .sessions import Progress, Sessions
+from .sessions import Progress, Session, Sessions
 from .sites import Answer, BodyOutput, OutputSite, Run, Site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .tokens import TokenSite
@@ -99,34 +100,32 @@ class DenoiserHook(ModelHook):
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))
-        branch, step, verdict = self._enter(inputs)
+        turn = self._enter(self.sessions.now, inputs)
         if self.places:
             self._choose_graphs(inputs)
         forward = self.fn_ref.original_forward
-        if branch is None:
+        if turn is None:
             return forward(*args, **kwargs)
-        branch.decide_watch.add(began)
-        began = Mark(_device(inputs))
-        if self.exact is not None and (verdict is not Verdict.PREDICT or self.site.runs):
-            full = verdict is Verdict.COMPUTE
-            forward = self.exact.turn(branch.exact, inputs, self.segment.weights, forward, full)
-        run = partial(forward, *args, **kwargs)
+        branch, segment = turn.branch, turn.segment
+        began = branch.decide_watch.lap(began)
+        if self.exact is not None and (turn.verdict is not Verdict.PREDICT or self.site.runs):
+            full = turn.verdict is Verdict.COMPUTE
+            forward = self.exact.turn(branch.exact, inputs, segment.weights, forward, full)
         try:
-            answer = self._carry_out(verdict, branch, step, inputs, run)
+            answer = self._carry_out(turn, partial(forward, *args, **kwargs))
             if answer.part:
-                check_budget(self.recipe, list(self.segment.branches.values()))
+                check_budget(self.recipe, segment.branches.values())
         except BaseException:
             self.abort()
             raise
         if answer.part == 1.0:
-            branch.mark(step, FULL)
-            branch.compute_watch.add(began)
-            began = Mark(_device(inputs))
-            self.segment.settle(step)  # what was computed decides about the coming steps
-            branch.decide_watch.add(began)
+            branch.mark(turn.step, FULL)
+            began = branch.compute_watch.lap(began)
+            segment.settle(turn.step)  # what was computed decides about the coming steps
+            branch.decide_watch.lap(began)
         else:
-            self._note_prediction(branch, step, answer)
-            branch.predict_watch.add(began)
+            self._note_prediction(turn, answer)
+            branch.predict_watch.lap(began)
         return answer.result
 
     def _choose_graphs(self, inputs: dict[str, Any]) -> None:
@@ -135,27 +134,29 @@ class DenoiserHook(ModelHook):
         for place in self.places:
             place.compile(not learns)
 
-    def _carry_out(self, verdict: Verdict, branch: Branch, step: int, inputs: dict[str, Any], run: Run) -> Answer:
-        if verdict is Verdict.PREDICT:
-            moment = Moment(step, self.segment.time(step))
-            return Answer(self.site.predict(run, branch.cache, moment, self.segment.kinds), 0.0, 0.0)
-        if not self.segment.keeps:
+    def _carry_out(self, turn: _Turn, run: Run) -> Answer:
+        segment, branch, step = turn.segment, turn.branch, turn.step
+        if turn.verdict is Verdict.PREDICT:
+            moment = Moment(step, segment.time(step))
+            return Answer(self.site.predict(run, branch.cache, moment, segment.kinds), 0.0, 0.0)
+        if not segment.keeps:
             return Answer(run(), 1.0, 1.0)
-        moment = self._recorded(branch, step, inputs)
-        if verdict is Verdict.ASK:
-            judge = partial(self.segment.judge, step, branch)
+        moment = self._recorded(turn)
+        if turn.verdict is Verdict.ASK:
+            judge = partial(segment.judge, step, branch)
             answer = self.site.ask(run, branch.cache, moment, judge)
             if answer.part == 1.0:
-                self.segment.computed(step, branch)
+                segment.computed(step, branch)
             return answer
         return Answer(self.site.compute(run, branch.cache, moment), 1.0, 1.0)
 
-    def _note_prediction(self, branch: Branch, step: int, answer: Answer) -> None:
-        share = self.site.share(self.segment.kinds) + answer.cost
+    def _note_prediction(self, turn: _Turn, answer: Answer) -> None:
+        branch, kinds = turn.branch, turn.segment.kinds
+        share = self.site.share(kinds) + answer.cost
         if share:
             branch.block_shares.append(share)
-        computed_some = answer.part or self.site.partial(self.segment.kinds)
-        branch.mark(step, PARTIAL if computed_some else PREDICTED)
+        computed_some = answer.part or self.site.partial(kinds)
+        branch.mark(turn.step, PARTIAL if computed_some else PREDICTED)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -163,17 +164,17 @@ class DenoiserHook(ModelHook):
 
     # -- the path of a step ----------------------------------------------------------------------------------------
 
-    def _enter(self, inputs: dict[str, Any]) -> tuple[Branch | None, int, Verdict]:
-        """Branch, step in the segment, and what to do; no branch means: run the model and keep out of it."""
+    def _enter(self, session: Session, inputs: dict[str, Any]) -> _Turn | None:
+        """What to do in this call; None means: run the model and keep out of it."""
+        clock, progress = session.clock, session.progress(self)
         timestep = inputs.get(self.anatomy.timestep)
-        segment, step = self._locate(timestep)
-        conditioning = Conditioning(self.anatomy.identity(inputs))
-        branch = segment.branch(self.progress.label, conditioning, step)
+        segment, step = self._locate(clock, progress, timestep)
+        branch = segment.branch(progress.label, Conditioning(self.anatomy.identity(inputs)), step)
         if branch.last_step >= step:
-            if not self.clock.repeated(timestep):
+            if not clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
-                return None, step, Verdict.COMPUTE
-            segment, step = self._locate(timestep)
+                return None
+            segment, step = self._locate(clock, progress, timestep)
         verdict = segment.decide(step, branch)
         if segment.changed:  # what changed the weights may have moved modules as well
             segment.changed = False
@@ -181,10 +182,9 @@ class DenoiserHook(ModelHook):
         if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs):
             segment.compute_after_all(step, branch)
             verdict = Verdict.COMPUTE
-        return branch, step, verdict
+        return _Turn(segment, branch, step, verdict, inputs)
 
-    def _locate(self, timestep: Any) -> tuple[Segment, int]:
-        clock, progress = self.clock, self.progress
+    def _locate(self, clock: Clock, progress: Progress, timestep: Any) -> tuple[Segment, int]:
         now = clock.locate(timestep)
         if progress.trajectory != clock.trajectory:
             progress.trajectory, progress.closed, progress.segment = clock.trajectory, [], None
@@ -215,9 +215,9 @@ class DenoiserHook(ModelHook):
             branch.fall_back(step, reason)
         return reason is None
 
-    def _recorded(self, branch: Branch, step: int, inputs: dict[str, Any]) -> Moment:
+    def _recorded(self, turn: _Turn) -> Moment:
         """A step that is, or may be, computed; what its branch holds must fit its inputs."""
-        segment, signature = self.segment, self._signature(inputs)
+        segment, branch, step, signature = turn.segment, turn.branch, turn.step, self._signature(turn.inputs)
         if branch.signature != signature:
             branch.forget()
         branch.signature = signature
@@ -283,8 +283,22 @@ class DenoiserHook(ModelHook):
         detach(model)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """One call of the denoiser: where it is in its trajectory, and what to do."""
+
+    segment: Segment
+    branch: Branch
+    step: int
+    verdict: Verdict
+    inputs: dict[str, Any]
+
+
 def _device(inputs: dict[str, Any]) -> torch.device:
-    return next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    for value in inputs.values():
+        if isinstance(value, Tensor):
+            return value.device
+    return torch.device("cpu")
 
 
 def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:

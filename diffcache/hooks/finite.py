@@ -30,5 +30,5 @@ class FiniteOutlook(Outlook):
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         bad = bool(numbers[0])
         if bad:
-            self._cache.forget()
+            self._cache.drop()
         return [(self._cache, Coming([0.0] * self._count, [bad] * self._count))]

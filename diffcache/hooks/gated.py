@@ -118,7 +118,7 @@ class GatedSite(BodyOutput, Asking):
             (part, seen), cost = shown, 1.0 + cost
         with torch.no_grad():
             if not cache.renew(rows, seen[1:], moment):
-                cache.forget()  # what is held is not theirs, and what they have does not fit
+                cache.drop()  # what is held is not theirs, and what they have does not fit
             elif self.recipe.signal == "modulated":
                 cache.refer(heard)
             else:

@@ -205,7 +205,7 @@ class RateSite(OutputSite, Asking):
             rates = self._rates(seen, list(before))
             stored = ((cache.rates, rates), (inputs, seen.drivers), (outputs, seen.driven))
             if not all(rows.replace(*pair) for pair in stored) or not cache.renew(rows, seen.differences, moment):
-                cache.forget()  # what is held is not theirs, and what they have does not fit
+                cache.drop()  # what is held is not theirs, and what they have does not fit
             return rows.merge(result, part)
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:

@@ -175,7 +175,7 @@ class BodyOutput(ForecastSite):
 
     def _store(self, cache: Forecast, residuals: list[Tensor] | None, moment: Moment) -> None:
         if residuals is None or cache.template is not self.body.plan:
-            cache.forget()  # what is held belongs to another body, or this step showed none
+            cache.drop()  # what is held belongs to another body, or this step showed none
         if residuals is not None:
             with torch.no_grad():
                 cache.template = self.body.plan

@@ -132,12 +132,23 @@ def finite(number: float | None) -> float | None:
 class Mark:
     """A point in time: of the host, or of the current CUDA stream (no synchronisation)."""
 
+    __slots__ = ("event", "host")
+
     def __init__(self, device: torch.device) -> None:
+        self._note(device.type == "cuda")
+
+    def _note(self, queued: bool) -> None:
         self.event: torch.cuda.Event | None = None
-        if device.type == "cuda":
+        if queued:
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
         self.host = time.perf_counter()
+
+    def again(self) -> Mark:
+        """Now, told by the same clock."""
+        mark = Mark.__new__(Mark)
+        mark._note(self.event is not None)
+        return mark
 
 
 class Stopwatch:
@@ -147,14 +158,14 @@ class Stopwatch:
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def add(self, began: Mark) -> None:
-        """Add the time since ``began``."""
-        if began.event is None:
-            self._seconds += time.perf_counter() - began.host
-            return
-        end = torch.cuda.Event(enable_timing=True)
-        end.record()
-        self._events.append((began.event, end))
+    def lap(self, began: Mark) -> Mark:
+        """Add the time since ``began``; returns the mark of now."""
+        now = began.again()
+        if now.event is None:
+            self._seconds += now.host - began.host
+        else:
+            self._events.append((began.event, now.event))
+        return now
 
     @property
     def seconds(self) -> float:

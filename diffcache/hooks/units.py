@@ -117,7 +117,7 @@ class UnitSite(Site):
         self._links.rest()
         modules = {unit.name: unit.module for unit in self.units}
         if any(self._links.told(modules[name], s.passage) != s.passage for (name, _), s in cache.slots.items()):
-            cache.forget()
+            cache.drop()
 
     def predict(self, run: Run, cache: UnitCache, moment: Moment, kinds: frozenset[str]) -> Any:
         result = self._run(run, _Pass(cache, moment, kinds))
@@ -168,7 +168,7 @@ class UnitSite(Site):
     def hindrance(self, cache: UnitCache) -> str | None:
         fault = cache.fault
         if fault is not None:
-            cache.forget()
+            cache.drop()
             return fault
         return super().hindrance(cache)
 
