@@ -20,8 +20,40 @@ from .checks import check_choice, check_number, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig(ABC):
-    """What every method has.
+class NamedConfig(ABC):
+    """What the configurations of denoisers' methods and of language models' methods share: a name, checks, files."""
+
+    method: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: what it works on: ``denoiser`` or ``language``
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 - most subclasses check something, not all must
+        """Check the fields that the subclass adds; raises ConfigError with field, value and what would be right."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and every field; JSON-ready."""
+        return {"method": self.method, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write YAML (``.yaml``, ``.yml``) or JSON (``.json``); :func:`load_config` reads it back."""
+        path = Path(path)
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in self.to_dict().items()}
+        if path.suffix in (".yaml", ".yml"):
+            path.write_text(yaml.safe_dump(data, sort_keys=False))
+        elif path.suffix == ".json":
+            path.write_text(json.dumps(data, indent=2) + "\n")
+        else:
+            raise ScheduleFileError(f"{path}: unknown suffix '{path.suffix}', must be .yaml, .yml or .json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(NamedConfig):
+    """What every denoiser's method has.
 
     Args:
         warmup: first steps that are always computed.
@@ -36,9 +68,7 @@ class MethodConfig(ABC):
         offload: whether cached values rest on the CPU; changes nothing for a denoiser that is there itself.
     """
 
-    method: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    kind: ClassVar[str] = "denoiser"
 
     warmup: int = 3
     cooldown: int = 1
@@ -56,9 +86,6 @@ class MethodConfig(ABC):
         self._check_memory()
         self.validate()
 
-    def validate(self) -> None:  # noqa: B027 - most subclasses check something, not all must
-        """Check the fields that the subclass adds; raises ConfigError with field, value and what would be right."""
-
     def _check_memory(self) -> None:
         check_size("memory", self.memory)
         if isinstance(self.cache_dtype, torch.dtype):
@@ -71,21 +98,6 @@ class MethodConfig(ABC):
     @abstractmethod
     def recipe(self) -> Recipe:
         """The site, schedule and predictor of this configuration."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The method's name and every field; JSON-ready."""
-        return {"method": self.method, **asdict(self)}
-
-    def save(self, path: str | Path) -> None:
-        """Write YAML (``.yaml``, ``.yml``) or JSON (``.json``); :func:`load_config` reads it back."""
-        path = Path(path)
-        data = {k: list(v) if isinstance(v, tuple) else v for k, v in self.to_dict().items()}
-        if path.suffix in (".yaml", ".yml"):
-            path.write_text(yaml.safe_dump(data, sort_keys=False))
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(data, indent=2) + "\n")
-        else:
-            raise ScheduleFileError(f"{path}: unknown suffix '{path.suffix}', must be .yaml, .yml or .json")
 
     def _warmup(self, predictor: Predictor) -> int:
         # With fewer computed outputs than the predictor needs, every step is computed anyway.

@@ -13,15 +13,17 @@ import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
 from ..plugins import load_plugins
-from .base import MethodConfig, NoneConfig
+from .base import MethodConfig, NamedConfig, NoneConfig
+from .checks import check_choice
 from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
 from .exact import ExactConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
+from .language import FastDLLMConfig, FreeCacheConfig, VanillaConfig
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .token import DuCaConfig, ToCaConfig
 from .worldcache import WorldCacheConfig, WorldCachePartialConfig
 
-_BUILT_IN: dict[str, type[MethodConfig]] = {
+_BUILT_IN: dict[str, type[NamedConfig]] = {
     config.method: config
     for config in (
         WorldCacheConfig,
@@ -41,29 +43,43 @@ _BUILT_IN: dict[str, type[MethodConfig]] = {
         EasyCacheConfig,
         ExactConfig,
         NoneConfig,
+        VanillaConfig,
+        FreeCacheConfig,
+        FastDLLMConfig,
     )
 }
 
 
+KINDS = ("denoiser", "language")
+
 PLUGINS = "diffcache.methods"
-"""Entry point group: a distribution that names a :class:`MethodConfig` subclass there adds a method."""
+"""Entry point group: a distribution that names a configuration class there adds a method."""
 
 
-def list_methods() -> dict[str, type[MethodConfig]]:
-    """Every method's name and configuration class: built in, then those of installed plugins."""
-    return {**_plugins(), **_BUILT_IN}
+def list_methods(kind: str | None = None) -> dict[str, type[NamedConfig]]:
+    """Every method's name and configuration class: built in, then those of installed plugins.
+
+    Args:
+        kind: only those that work on a ``denoiser``, or on a diffusion ``language`` model. None: all.
+
+    Raises:
+        ConfigError: unknown kind.
+    """
+    if kind is not None:
+        check_choice("kind", kind, KINDS)
+    return {name: config for name, config in {**_plugins(), **_BUILT_IN}.items() if kind in (None, config.kind)}
 
 
 @cache
-def _plugins() -> dict[str, type[MethodConfig]]:
+def _plugins() -> dict[str, type[NamedConfig]]:
     return load_plugins(PLUGINS, "method", "MethodConfig", _is_method)
 
 
 def _is_method(plugin: Any, name: str) -> bool:
-    return isinstance(plugin, type) and issubclass(plugin, MethodConfig) and plugin.method == name
+    return isinstance(plugin, type) and issubclass(plugin, NamedConfig) and plugin.method == name
 
 
-def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodConfig:
+def make_config(method: str | NamedConfig | Path, **overrides: Any) -> NamedConfig:
     """A validated configuration.
 
     Args:
@@ -75,7 +91,7 @@ def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodCo
         ConfigError: unknown name or field (the closest known one is named), or a value out of range.
         ScheduleFileError: the file cannot be read as a configuration.
     """
-    if isinstance(method, MethodConfig):
+    if isinstance(method, NamedConfig):
         return _build(type(method), {**_values(method), **overrides})
     if not isinstance(method, (str, Path)):
         raise ConfigError(f"method: {method!r} is not a name, a configuration or a path")
@@ -88,8 +104,8 @@ def make_config(method: str | MethodConfig | Path, **overrides: Any) -> MethodCo
     return _build(methods[name], {**parse_settings(settings), **overrides})
 
 
-def load_config(path: str | Path, **overrides: Any) -> MethodConfig:
-    """Read a configuration that :meth:`MethodConfig.save` wrote, or that was written by hand."""
+def load_config(path: str | Path, **overrides: Any) -> NamedConfig:
+    """Read a configuration that :meth:`NamedConfig.save` wrote, or that was written by hand."""
     try:
         text = Path(path).read_text()
         data = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
@@ -126,11 +142,11 @@ def read_value(key: str, text: str) -> Any:
         raise ConfigError(f"{key}: '{text}' is not a value") from error
 
 
-def _values(config: MethodConfig) -> dict[str, Any]:
+def _values(config: NamedConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
-def _build(cls: type[MethodConfig], values: dict[str, Any]) -> MethodConfig:
+def _build(cls: type[NamedConfig], values: dict[str, Any]) -> NamedConfig:
     preset = values.pop("preset", None)
     if preset is not None:
         if preset not in cls.presets:

@@ -1,0 +1,23 @@
+"""Diffusion language models: steps that compute only the rows they need."""
+
+from .decoders import DECODERS, Decoder, EntropyBound, Factor, Threshold, TopK, make_decoder
+from .driver import Generation, generate
+from .families import FAMILIES, Facts, declare, read_facts
+from .stats import GenerationStats
+
+__all__ = [
+    "DECODERS",
+    "FAMILIES",
+    "Decoder",
+    "EntropyBound",
+    "Facts",
+    "Factor",
+    "Generation",
+    "GenerationStats",
+    "Threshold",
+    "TopK",
+    "declare",
+    "generate",
+    "make_decoder",
+    "read_facts",
+]

@@ -1,0 +1,87 @@
+"""What every decoder does: tokens and confidences from logits, then its own rule for which ones hold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Of one step.
+
+    Attributes:
+        tokens: ``[B, W]``.
+        transfer: bool ``[B, W]``, True where the token is taken.
+    """
+
+    tokens: Tensor
+    transfer: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder(ABC):
+    """Frozen and without state; what changes from step to step comes with the call.
+
+    Args:
+        temperature: of Gumbel noise on the logits (LLaDA's sampler, in fp64); 0 takes the most likely token.
+    """
+
+    name: ClassVar[str] = ""
+
+    temperature: float = 0.0
+
+    def choose(
+        self, logits: Tensor, open: Tensor, budget: Tensor, mask_id: int, generator: torch.Generator | None = None
+    ) -> Choice:
+        """Decide on the positions whose logits are given.
+
+        Args:
+            logits: ``[B, W, V]``.
+            open: bool ``[B, W]``, positions that may take a token.
+            budget: int ``[B, 1]``, tokens that this step should decode; 0 where the number of steps is free.
+            mask_id: never chosen.
+            generator: of the noise.
+
+        Returns:
+            Tokens, and a transfer that is within ``open``, with at least one position of each sample that has any.
+        """
+        logits = logits.float()
+        logits[..., mask_id] = -torch.inf
+        tokens = self._noisy(logits, generator).argmax(-1)
+        return Choice(tokens, self.select(logits, tokens, open, budget) & open)
+
+    def _noisy(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.temperature == 0.0:
+            return logits
+        uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
+        return logits.double() - self.temperature * torch.log(-torch.log(uniform))
+
+    @abstractmethod
+    def select(self, logits: Tensor, tokens: Tensor, open: Tensor, budget: Tensor) -> Tensor:
+        """The transfer ``[B, W]``, before it is cut to ``open``."""
+
+
+def confidence(logits: Tensor, tokens: Tensor, open: Tensor) -> Tensor:
+    """Probability of each token, fp32 ``[B, W]``; -1 where not open."""
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]
+    return torch.where(open, torch.exp(chosen - logits.logsumexp(-1)), -1.0)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """0 for the largest score of each row, then 1, ...; equal scores keep their order."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+
+
+def split_budget(count: Tensor, steps: int, step: int) -> Tensor:
+    """Tokens of step ``step`` if ``count`` ``[B, 1]`` are shared out over ``steps``; the first ones take the rest.
+
+    >>> [int(split_budget(torch.tensor([[7]]), 3, step)) for step in range(3)]
+    [3, 2, 2]
+    """
+    return count // steps + (step < count % steps).long()

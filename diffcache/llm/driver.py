@@ -1,0 +1,204 @@
+"""The loop: block by block, step by step, a plan, a forward, a choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..methods import make_config
+from ..methods.base import NamedConfig
+from ..methods.language import LanguageConfig
+from .decoders import Decoder, make_decoder
+from .decoders.base import split_budget
+from .families import read_facts
+from .passes import attending
+from .policies import Policy, Task, make_policy
+from .request import Request, make_request
+from .runner import Runner
+from .state import SequenceState
+from .stats import GenerationStats, Tally
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What comes back.
+
+    Attributes:
+        sequences: ids ``[B, P + gen_length]``; behind the first end token of a sequence stand end tokens.
+        stats: what was computed.
+    """
+
+    sequences: Tensor
+    stats: GenerationStats
+
+
+def language_config(method: Any, **overrides: Any) -> LanguageConfig:
+    """The settings of a language model's method.
+
+    Raises:
+        ConfigError: unknown name or field, or a value out of range.
+        UnsupportedModelError: a method for denoisers.
+    """
+    config: NamedConfig = make_config(method, **overrides)
+    if not isinstance(config, LanguageConfig):
+        raise UnsupportedModelError(f"{config.method} is a method for denoisers, not for diffusion language models")
+    return config
+
+
+def generate(
+    model: nn.Module,
+    input_ids: Tensor,
+    method: Any = "vanilla",
+    *,
+    gen_length: int = 128,
+    block_length: int | None = None,
+    steps: int | None = None,
+    mask_id: int | None = None,
+    eos_id: int | None = None,
+    decoder: str | Decoder = "topk",
+    attention_mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[SequenceState], None] | None = None,
+    decoder_settings: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Generation:
+    """Generate with a diffusion language model.
+
+    Args:
+        model: of a class in :data:`diffcache.llm.FAMILIES` that is a diffusion language model (see ``declare``).
+        input_ids: prompts ``[B, P]``, of one length or padded on the left.
+        method: name, name with settings, configuration, or path; see ``list_methods("language")``.
+        gen_length: new tokens.
+        block_length: tokens of a block; of a block-causal model its own.
+        steps: denoising steps in all, shared out over the blocks. None: the decoder decides (``topk``: one token each).
+        mask_id, eos_id: by default those in the model's configuration.
+        decoder: ``topk``, ``threshold``, ``factor``, ``entropy``, or a decoder object.
+        attention_mask: ``[B, P]``, 0 at padding.
+        generator: of the decoder's noise.
+        on_step: called after each step.
+        decoder_settings: of a decoder given by name.
+        overrides: fields of the method.
+
+    Raises:
+        ConfigError: a value that is not valid.
+        UnsupportedModelError: not a diffusion language model, or one that the method does not run on.
+    """
+    config, facts = language_config(method, **overrides), read_facts(model)
+    request = make_request(
+        model, facts, config, input_ids, gen_length=gen_length, block_length=block_length, steps=steps,
+        mask_id=mask_id, eos_id=eos_id, attention_mask=attention_mask,
+    )  # fmt: skip
+    rule = make_decoder(decoder, **(decoder_settings or {}))
+    task = Task(facts, request.prompt.shape[1], request.length, request.block_length, model)
+    policy = make_policy(config, task)
+    loop = Loop(model, request, policy, rule, generator, on_step)
+    try:
+        with attending(model):
+            return loop.run()
+    finally:
+        policy.close()
+
+
+class Loop:
+    """One generation under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        request: Request,
+        policy: Policy,
+        decoder: Decoder,
+        generator: torch.Generator | None,
+        on_step: Callable[[SequenceState], None] | None,
+    ) -> None:
+        self.request, self.policy, self.decoder = request, policy, decoder
+        self.generator, self.on_step = generator, on_step
+        self.tally = Tally()
+        self.runner = Runner(model, policy.task.facts, self.tally)
+        self.state = SequenceState(request.prompt, request.length, request.mask_id, request.eos_id, request.padding)
+
+    def run(self) -> Generation:
+        """Decode every block."""
+        began, state = time.perf_counter(), self.state
+        blocks = self.policy.blocks()
+        steps = _shares(self.request.steps, len(blocks))
+        self._only_write(self.policy.prefill(state), blocks[0])
+        for block, budget in zip(blocks, steps):
+            if not self._decode(block, budget):
+                break
+        return self._result(time.perf_counter() - began)
+
+    def _decode(self, block: tuple[int, int], steps: int | None) -> bool:
+        """One block; False when every sequence has ended."""
+        state, policy = self.state, self.policy
+        state.block, state.block_step = block, 0
+        count = policy.decodable(state).sum(1, keepdim=True)
+        while bool(policy.decodable(state).any()):  # the one read of the device a step
+            self._step(count, steps)
+            state.step += 1
+            state.block_step += 1
+        if not bool(state.open.any()):
+            return False
+        self._only_write(policy.commit(state), block)
+        return True
+
+    def _step(self, count: Tensor, steps: int | None) -> None:
+        state, policy = self.state, self.policy
+        plan = policy.plan(state)
+        logits = self.runner.forward(plan, policy, state)
+        positions = plan.want.positions(state.ids.device)
+        open = plan.want.take(policy.decodable(state))
+        budget = torch.zeros_like(count) if steps is None else split_budget(count, steps, state.block_step)
+        choice = self.decoder.choose(logits, open, budget, state.mask_id, self.generator)
+        before = state.masked.clone()
+        state.write(positions, choice.tokens, choice.transfer)
+        self.tally.steps += 1
+        self.tally.dense += state.length if not policy.task.facts.causal else state.block[1]
+        policy.after(state, before & ~state.masked)
+        if self.on_step is not None:
+            self.on_step(state)
+
+    def _only_write(self, plan: Any, block: tuple[int, int]) -> None:
+        if plan is not None:
+            self.state.block = block
+            self.runner.forward(plan, self.policy, self.state)
+
+    def _result(self, seconds: float) -> Generation:
+        state, tally, request, facts = self.state, self.tally, self.request, self.policy.task.facts
+        stop = state.prompt_length + request.gen_length
+        ends = torch.minimum(state.end + 1, torch.full_like(state.end, stop))
+        stats = GenerationStats(
+            method=self.policy.config.method,
+            decoder=self.decoder.name,
+            batch=len(state.ids),
+            prompt_tokens=state.prompt_length,
+            length=stop,
+            new_tokens=int((ends - state.prompt_length).sum()),
+            steps=tally.steps,
+            forwards=tally.forwards,
+            full_forwards=tally.full,
+            rows=tally.rows,
+            row_layers=tally.row_layers,
+            row_share=tally.row_layers / max(tally.dense * facts.layers, 1),
+            kv_bytes=tally.kv_bytes,
+            residual_bytes=tally.residual_bytes,
+            external_used=tally.used,
+            external_share=tally.external_share(),
+            guide_forwards=tally.guide_forwards,
+            guide_rows=tally.guide_rows,
+            seconds=seconds,
+        )
+        return Generation(state.finished_ids()[:, :stop], stats)
+
+
+def _shares(steps: int | None, blocks: int) -> list[int | None]:
+    """Steps of each block."""
+    if steps is None:
+        return [None] * blocks
+    return [max(steps // blocks + (block < steps % blocks), 1) for block in range(blocks)]

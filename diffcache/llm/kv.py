@@ -1,0 +1,65 @@
+"""Keys and values of every layer, addressed by absolute position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+
+
+class PositionKVCache:
+    """Post-RoPE keys and values ``[B, H_kv, N, d]`` a layer, written in place at the positions that were computed.
+
+    A key carries its rotation, so it can be read in any order and is never rotated again. Bytes:
+    ``2 * layers * B * N * H_kv * d * element_size``, allocated once.
+
+    Args:
+        capacity: positions, N.
+
+    Attributes:
+        version: rises when a row that was there is written again: what was derived from the old rows is stale.
+        filled: positions ``[0, filled)`` have been written.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.version, self.filled = capacity, 0, 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def announce(self, rows: Rows, behind: int = 0) -> None:
+        """Before a forward that writes ``rows``.
+
+        Args:
+            behind: rows from here on are the block under way, whose change makes nothing stale.
+        """
+        start, stop = (rows.start, rows.stop) if rows.index is None else (0, self.capacity)
+        if start < min(self.filled, behind):
+            self.version += 1
+        self.filled = max(self.filled, stop)
+
+    def write(self, layer: int, rows: Rows, k: Tensor, v: Tensor) -> None:
+        """Put ``[B, H_kv, T, d]`` at ``rows`` of a layer."""
+        for held, new in zip(self._of(layer, k, v), (k, v)):
+            rows.put(held, new, axis=2)
+
+    def read(self, layer: int, stop: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values at ``[0, stop)`` as views, or gathered at ``index`` ``[K]`` or ``[B, K]``."""
+        k, v = self._layers[layer]
+        if index is None:
+            return k[:, :, :stop], v[:, :, :stop]
+        if index.dim() == 1:
+            return k.index_select(2, index), v.index_select(2, index)
+        spread = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+        return k.gather(2, spread), v.gather(2, spread)
+
+    def _of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._layers:
+            self._layers[layer] = tuple(
+                torch.zeros(*t.shape[:2], self.capacity, t.shape[3], dtype=t.dtype, device=t.device) for t in (k, v)
+            )
+        return self._layers[layer]
+
+    @property
+    def bytes(self) -> int:
+        """Held now."""
+        return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)

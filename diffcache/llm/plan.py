@@ -1,0 +1,54 @@
+"""What one forward computes, reads and keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class External:
+    """Attention over the keys outside the block under way (FlashBlock).
+
+    Attributes:
+        inner: keys ``[inner[0], inner[1])`` are the block's own.
+        use: whether what is stored is merged instead of computed.
+        store: whether what is computed is stored.
+        heads: layer -> bool ``[H]``, heads that are computed although ``use``; None: none.
+    """
+
+    inner: tuple[int, int]
+    use: bool = False
+    store: bool = True
+    heads: dict[int, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """One forward, as a policy wants it.
+
+    Attributes:
+        rows: positions whose hidden states are computed; their keys and values are written in place.
+        want: positions whose predictions are read, or None for a forward that only writes keys and values.
+        stop: keys ``[0, stop)`` are seen.
+        index: keys that are seen, ``[K]`` or ``[B, K]``, instead of ``[0, stop)``.
+        triangular: length of the blocks behind which a query sees no key (block-causal prefill), or None.
+        keep: whether keys and values are written; without, the rows see each other alone.
+        external: how attention outside the block is had, or None for all keys at once.
+        probe: what listens inside the forward (see :mod:`.passes`), or None.
+        full: whether this is a refresh of everything, for the stats.
+    """
+
+    rows: Rows
+    want: Rows | None
+    stop: int
+    index: Tensor | None = None
+    triangular: int | None = None
+    keep: bool = True
+    external: External | None = None
+    probe: Any = field(default=None)
+    full: bool = False

@@ -1,0 +1,42 @@
+"""From a method's settings to its policy."""
+
+from __future__ import annotations
+
+from ...errors import UnsupportedModelError
+from ...methods.language import FastDLLMConfig, FreeCacheConfig, LanguageConfig, VanillaConfig
+from ..families import Facts
+from .base import Policy, Task
+from .block import ExactPrefix, FastDLLM, FreeCache
+
+_BIDIRECTIONAL: dict[type[LanguageConfig], type[Policy]] = {
+    VanillaConfig: Policy,
+    FastDLLMConfig: FastDLLM,
+    FreeCacheConfig: FreeCache,
+}
+
+_BLOCK_CAUSAL: dict[type[LanguageConfig], type[Policy]] = {
+    VanillaConfig: Policy,
+    FastDLLMConfig: ExactPrefix,
+    FreeCacheConfig: ExactPrefix,
+}
+
+
+def refusal(config: LanguageConfig, facts: Facts) -> str | None:
+    """Why a method does not run on a model, or None."""
+    if facts.regime in config.regimes:
+        return None
+    if facts.causal:
+        return (
+            f"{config.method} renews keys and values that drift, and those of a block-causal model are exact: "
+            "use freecache (exact) or flashblock"
+        )
+    return f"{config.method} needs a block-causal model, this one is {facts.regime}"
+
+
+def make_policy(config: LanguageConfig, task: Task) -> Policy:
+    """The policy of one generation; raises UnsupportedModelError if the method does not run on the model."""
+    reason = refusal(config, task.facts)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
+    table = _BLOCK_CAUSAL if task.facts.causal else _BIDIRECTIONAL
+    return table[type(config)](config, task)
