@@ -18,10 +18,12 @@ from .hooks.handle import ATTRIBUTE, Handle
 from .hooks.identity import identify
 from .hooks.recipe import Recipe
 from .methods import MethodConfig, make_config
+from .methods.base import NamedConfig
+from .methods.language import LanguageConfig
 
 Pipe = TypeVar("Pipe")
 Model = TypeVar("Model", bound=nn.Module)
-Method = str | Path | MethodConfig
+Method = str | Path | NamedConfig
 
 
 def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: Any) -> Pipe:
@@ -51,6 +53,8 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
     if isinstance(pipe, nn.Module):
         raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
     config = make_config(method, **overrides)
+    if isinstance(config, LanguageConfig):
+        raise UnsupportedModelError(_language_only(config, type(pipe).__name__))
     models = {name: unwrapped(model) for name, model in find_denoisers(pipe).items()}
     _install(pipe, models, config, _boundary(pipe))
     return pipe
@@ -59,8 +63,12 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
 def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
     """Put a method on a bare denoiser, in place. Wrap each sampling loop in :func:`denoising`.
 
+    On a diffusion language model (docs/language-models.md) it is one of ``list_methods("language")``, and
+    ``model.diffcache.generate(input_ids, ...)`` runs it.
+
     Args:
-        model: any module with a list of transformer blocks whose forward takes the noisy sample and a timestep.
+        model: any module with a list of transformer blocks whose forward takes the noisy sample and a timestep, or a
+            diffusion language model of transformers.
         method, overrides: as for :func:`accelerate_pipeline`.
 
     Raises:
@@ -71,8 +79,21 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
         raise UnsupportedModelError(f"{type(model).__name__} is not a torch.nn.Module: use accelerate_pipeline")
     config = make_config(method, **overrides)
     inner = unwrapped(model)
+    if isinstance(config, LanguageConfig):
+        _attach_language(inner, config)
+        return model
     _install(inner, {"denoiser": inner}, config, None)
     return model
+
+
+def _language_only(config: LanguageConfig, name: str) -> str:
+    return f"{config.method} is a method for diffusion language models, and {name} has none that runs here"
+
+
+def _attach_language(model: nn.Module, config: LanguageConfig) -> None:
+    from .llm.handle import attach  # transformers is needed there alone
+
+    attach(model, config)
 
 
 def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:
@@ -168,6 +189,8 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
     if handle is None:
         yield
         return
+    if not isinstance(handle, Handle):
+        raise UnsupportedModelError(f"{type(model).__name__} is a language model: use model.diffcache.generate")
     handle.wrapper = model if unwrapped(model) is not model else None
     handle.meet(scheduler)
     clock = handle.clock
@@ -178,6 +201,13 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
     finally:
         clock.end()
         clock.unwatch()
+
+
+def _supports_language(model: Any, config: LanguageConfig) -> Support:
+    from .llm.handle import judge
+
+    exact, reason = judge(unwrapped(model), config)
+    return Support("refused", reason) if reason else Support("exact" if exact else "works")
 
 
 @dataclass(frozen=True)
@@ -208,7 +238,10 @@ def supports(model: Any, method: Method = "worldcache") -> Support:
     Raises:
         ConfigError: unknown method or field, or a value out of range whatever the model.
     """
-    config, recipe = uncalibrated(method)
+    config = make_config(method)
+    if isinstance(config, LanguageConfig):
+        return _supports_language(model, config)
+    config, recipe = uncalibrated(config)
     try:
         if isinstance(model, type):
             inspect_class(model)

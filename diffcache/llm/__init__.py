@@ -3,6 +3,7 @@
 from .decoders import DECODERS, Decoder, EntropyBound, Factor, Threshold, TopK, make_decoder
 from .driver import Generation, generate
 from .families import FAMILIES, Facts, declare, read_facts
+from .handle import LanguageHandle, custom_generate
 from .stats import GenerationStats
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "Factor",
     "Generation",
     "GenerationStats",
+    "LanguageHandle",
     "Threshold",
     "TopK",
+    "custom_generate",
     "declare",
     "generate",
     "make_decoder",

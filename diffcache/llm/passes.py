@@ -98,7 +98,12 @@ class ForwardPass:
         groups = q.shape[1] // k.shape[1]
         of = heads // groups
         fresh = attend_split(
-            q.index_select(1, heads), k.index_select(1, of), v.index_select(1, of), scale, self.plan.external.inner, mask
+            q.index_select(1, heads),
+            k.index_select(1, of),
+            v.index_select(1, of),
+            scale,
+            self.plan.external.inner,
+            mask,
         )
         for held, new in zip(self.store.parts[layer], fresh[:2]):
             held.index_copy_(1, heads, new.float())
@@ -116,7 +121,9 @@ class ForwardPass:
         if not plan.keep:
             keys = self.rows.positions(device)
         if self.padding is not None:
-            seen = self.padding[:, keys] if keys.dim() == 1 else self.padding.gather(1, keys.expand(len(self.padding), -1))
+            seen = (
+                self.padding[:, keys] if keys.dim() == 1 else self.padding.gather(1, keys.expand(len(self.padding), -1))
+            )
             mask = seen[:, None, None, :]
         if plan.triangular is not None:
             keys = keys if keys.dim() == 2 else keys[None]

@@ -73,7 +73,9 @@ def make_request(
     vocabulary = model.get_output_embeddings().weight.shape[0]
     mask_id = facts.mask_id if mask_id is None else mask_id
     if mask_id is None:
-        raise ConfigError("mask_id: missing; the model's configuration does not name its mask token, so it must be given")
+        raise ConfigError(
+            "mask_id: missing; the model's configuration does not name its mask token, so it must be given"
+        )
     eos_id = facts.eos_id if eos_id is None else eos_id
     for name, token in (("mask_id", mask_id), ("eos_id", eos_id)):
         if token is not None:
@@ -82,7 +84,7 @@ def make_request(
         raise ConfigError(f"eos_id: {eos_id} is the mask token, must be another one")
     if facts.shift and prompt.shape[1] == 0:
         raise ConfigError("input_ids: empty; this model predicts a position from the row before it")
-    padding = _check_padding(attention_mask, prompt, config)
+    padding = _check_padding(attention_mask, prompt, config, facts)
     return Request(prompt, padding, gen_length, length, block_length, steps, mask_id, eos_id)
 
 
@@ -114,7 +116,9 @@ def _check_blocks(facts: Facts, prompt: int, gen_length: int, block_length: int 
     return block_length, prompt + gen_length
 
 
-def _check_padding(attention_mask: Tensor | None, prompt: Tensor, config: LanguageConfig) -> Tensor | None:
+def _check_padding(
+    attention_mask: Tensor | None, prompt: Tensor, config: LanguageConfig, facts: Facts
+) -> Tensor | None:
     if attention_mask is None:
         return None
     if attention_mask.shape != prompt.shape:
@@ -127,5 +131,12 @@ def _check_padding(attention_mask: Tensor | None, prompt: Tensor, config: Langua
     if (padding.int().diff(dim=1) < 0).any() or not padding[:, -1].all():
         raise ConfigError("attention_mask: padding inside or right of a prompt; pad on the left")
     if not config.pads:
-        raise ConfigError(f"attention_mask: {config.method} cannot honour padding; give prompts of one length, one by one")
+        raise ConfigError(
+            f"attention_mask: {config.method} cannot honour padding; give prompts of one length, one by one"
+        )
+    if facts.block_length is not None and ((~padding).sum(1) % facts.block_length).any():
+        raise ConfigError(
+            f"attention_mask: a prompt is padded by a length that {facts.block_length}, the model's block, does not "
+            "divide; its blocks would begin elsewhere than they do alone"
+        )
     return padding

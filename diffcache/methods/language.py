@@ -36,6 +36,10 @@ class LanguageConfig(NamedConfig):
         check_number("warmup", self.warmup, 0, NEVER, whole=True)
         self.validate()
 
+    def exact_on(self, regime: str) -> bool:
+        """Whether it changes no value on models of that regime."""
+        return regime == "block-causal"
+
 
 @dataclass(frozen=True, kw_only=True)
 class VanillaConfig(LanguageConfig):
@@ -45,6 +49,9 @@ class VanillaConfig(LanguageConfig):
     summary: ClassVar[str] = "language: every step computes every row (control)"
     site: ClassVar[str] = "none"
     regimes: ClassVar[tuple[str, ...]] = ("bidirectional", "block-causal")
+
+    def exact_on(self, regime: str) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

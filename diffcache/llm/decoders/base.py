@@ -75,7 +75,9 @@ def confidence(logits: Tensor, tokens: Tensor, open: Tensor) -> Tensor:
 def ranks(scores: Tensor) -> Tensor:
     """0 for the largest score of each row, then 1, ...; equal scores keep their order."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
 
 
 def split_budget(count: Tensor, steps: int, step: int) -> Tensor:
