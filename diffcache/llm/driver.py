@@ -154,6 +154,9 @@ class Loop:
         logits = self.runner.forward(plan, policy, state)
         positions = plan.want.positions(state.ids.device)
         open = plan.want.take(policy.decodable(state))
+        if plan.want.index is not None:
+            open[:, 1:] &= positions.diff(dim=1) != 0  # a sample with fewer positions repeats its last one
+        policy.read(state, plan.want, logits)
         budget = torch.zeros_like(count) if steps is None else split_budget(count, steps, state.block_step)
         choice = self.decoder.choose(logits, open, budget, state.mask_id, self.generator)
         before = state.masked.clone()

@@ -42,15 +42,19 @@ class PositionKVCache:
         for held, new in zip(self._of(layer, k, v), (k, v)):
             rows.put(held, new, axis=2)
 
-    def read(self, layer: int, stop: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values at ``[0, stop)`` as views, or gathered at ``index`` ``[K]`` or ``[B, K]``."""
+    def read(self, layer: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values at ``[0, stop)``, as views."""
         k, v = self._layers[layer]
-        if index is None:
-            return k[:, :, :stop], v[:, :, :stop]
-        if index.dim() == 1:
-            return k.index_select(2, index), v.index_select(2, index)
-        spread = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
-        return k.gather(2, spread), v.gather(2, spread)
+        return k[:, :, :stop], v[:, :, :stop]
+
+    def values(self, layer: int) -> Tensor:
+        """The layer's values ``[B, H_kv, N, d]``; what is written to them stays."""
+        return self._layers[layer][1]
+
+    def exchange(self, layer: int, rows: Rows, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Write the rows, then read ``[0, stop)``."""
+        self.write(layer, rows, k, v)
+        return self.read(layer, stop)
 
     def _of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._layers:

@@ -63,12 +63,11 @@ class ForwardPass:
         """The layer's attention ``[B, H, T, d]``; writes its keys and values."""
         plan = self.plan
         if plan.probe is not None:
-            plan.probe.before(self, layer, q, k, scale)
+            plan.probe.hear_before(self, layer, q, k, scale)
         if plan.keep:
-            self.kv.write(layer, self.rows, k, v)
-            k, v = self.kv.read(layer, plan.stop, plan.index)
+            k, v = (plan.source or self.kv).exchange(layer, self.rows, k, v, plan.stop)
         if plan.probe is not None:
-            plan.probe.after(self, layer, q, k, scale)
+            plan.probe.hear_after(self, layer, q, k, scale)
         if plan.external is not None:
             return self._merged(layer, q, k, v, scale)
         return attend(q, k, v, scale, self.mask(q.device))
@@ -117,21 +116,16 @@ class ForwardPass:
 
     def _make_mask(self, device: torch.device) -> Tensor | None:
         plan, mask = self.plan, None
-        keys = torch.arange(plan.stop, device=device) if plan.index is None else plan.index
-        if not plan.keep:
-            keys = self.rows.positions(device)
-        if self.padding is not None:
-            seen = (
-                self.padding[:, keys] if keys.dim() == 1 else self.padding.gather(1, keys.expand(len(self.padding), -1))
-            )
-            mask = seen[:, None, None, :]
+        keys = torch.arange(plan.stop, device=device)[None] if plan.keep else self.rows.positions(device)
+        for allowed in (self.padding, plan.seen):
+            if allowed is not None:
+                part = allowed.gather(1, keys.expand(len(allowed), -1))[:, None, None, :]
+                mask = part if mask is None else mask & part
         if plan.triangular is not None:
-            keys = keys if keys.dim() == 2 else keys[None]
-            block = self.rows.positions(device)[:, :, None] // plan.triangular
-            lower = (block >= keys[:, None, :] // plan.triangular)[:, None]
+            rows = self.rows.positions(device)[:, :, None]
+            lower = (rows // plan.triangular >= keys[:, None, :] // plan.triangular)[:, None]
             # a padded row sees itself, or its softmax has nothing to sum over
-            own = (self.rows.positions(device)[:, :, None] == keys[:, None, :])[:, None]
-            mask = lower if mask is None else (lower & mask) | own
+            mask = lower if mask is None else (lower & mask) | (rows == keys[:, None, :])[:, None]
         return mask
 
 

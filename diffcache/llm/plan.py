@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -35,20 +35,25 @@ class StepPlan:
         rows: positions whose hidden states are computed; their keys and values are written in place.
         want: positions whose predictions are read, or None for a forward that only writes keys and values.
         stop: keys ``[0, stop)`` are seen.
-        index: keys that are seen, ``[K]`` or ``[B, K]``, instead of ``[0, stop)``.
+        seen: bool ``[B, N]``, keys among them that are seen; None: all.
         triangular: length of the blocks behind which a query sees no key (block-causal prefill), or None.
         keep: whether keys and values are written; without, the rows see each other alone.
         external: how attention outside the block is had, or None for all keys at once.
-        probe: what listens inside the forward (see :mod:`.passes`), or None.
+        source: where keys are kept instead of in the position cache, with its ``exchange``; or None.
+        probe: what listens to the attention of each layer (``hear_before`` and ``hear_after`` its keys are
+            written); or None.
+        walker: what takes the hidden states from layer to layer (see :mod:`.walk`); or None.
         full: whether this is a refresh of everything, for the stats.
     """
 
     rows: Rows
     want: Rows | None
     stop: int
-    index: Tensor | None = None
+    seen: Tensor | None = None
     triangular: int | None = None
     keep: bool = True
     external: External | None = None
-    probe: Any = field(default=None)
+    source: Any = None
+    probe: Any = None
+    walker: Any = None
     full: bool = False

@@ -13,6 +13,7 @@ from .plan import StepPlan
 from .policies import Policy
 from .state import SequenceState
 from .stats import Tally
+from .walk import Walk
 
 
 class Runner:
@@ -37,18 +38,23 @@ class Runner:
         if plan.keep:
             policy.kv.announce(plan.rows, behind=state.block[0])
         current = ForwardPass(plan, policy.kv, state.padding, policy.store)
-        hidden = self.body(
+        hidden = self._hidden(plan, current, state)
+        self._count(plan, current, policy)
+        if plan.want is None:
+            return None
+        read = plan.want.shifted(-self.facts.shift).within(current.rows)
+        return self.head(read.take(hidden))
+
+    def _hidden(self, plan: StepPlan, current: ForwardPass, state: SequenceState) -> Tensor:
+        if plan.walker is not None:
+            return Walk(self.body, current, state).run()
+        return self.body(
             input_ids=plan.rows.take(state.ids),
             position_ids=plan.rows.positions(state.ids.device),
             attention_mask=self._no_mask,
             use_cache=False,
             **{KEYWORD: current},
         ).last_hidden_state
-        self._count(plan, current, policy)
-        if plan.want is None:
-            return None
-        read = plan.want.shifted(-self.facts.shift).within(current.rows)
-        return self.head(read.take(hidden))
 
     def _count(self, plan: StepPlan, current: ForwardPass, policy: Policy) -> None:
         tally = self.tally

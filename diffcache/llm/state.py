@@ -50,11 +50,14 @@ class SequenceState:
         return self.masked & (self.positions < self.end)
 
     def write(self, positions: Tensor, tokens: Tensor, transfer: Tensor) -> None:
-        """Decode: ``tokens`` ``[B, W]`` go to ``positions`` ``[B or 1, W]`` where ``transfer`` is True."""
-        positions = positions.expand_as(tokens)
-        self.ids.scatter_(1, positions, torch.where(transfer, tokens, self.ids.gather(1, positions)))
-        # positions may repeat (padded rows): what one of the repeats says holds
-        now = torch.zeros_like(self.masked).scatter_(1, positions, transfer)
+        """Decode: ``tokens`` ``[B, W]`` go to ``positions`` ``[B or 1, W]`` where ``transfer`` is True.
+
+        Positions may repeat (padded rows), but ``transfer`` is True at one of the repeats at most.
+        """
+        new = torch.full_like(self.ids, -1)
+        new.scatter_reduce_(1, positions.expand_as(tokens), torch.where(transfer, tokens, -1), "amax")
+        now = new >= 0
+        self.ids = torch.where(now, new, self.ids)
         self.masked &= ~now
         self.decoded_at.masked_fill_(now, self.step)
         if self.eos_id is not None:

@@ -20,7 +20,7 @@ from .checks import check_choice, check_number, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedConfig(ABC):
+class NamedConfig(ABC):  # noqa: B024 - a base to share, and what both kinds must have differs
     """What the configurations of denoisers' methods and of language models' methods share: a name, checks, files."""
 
     method: ClassVar[str] = ""

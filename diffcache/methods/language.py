@@ -107,6 +107,176 @@ class FastDLLMConfig(LanguageConfig):
             check_number(name, getattr(self, name), 0, NEVER, whole=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(LanguageConfig):
+    """Window-Diffusion (arXiv 2601.20332): active masks are computed, buffered ones are seen, those beyond are absent.
+
+    Every ``refresh`` steps all rows are computed; between, the first ``active`` masks and what was decoded since, which
+    see the decoded tokens and the first ``window`` masks. Decodes over the whole canvas: ``block_length`` has no effect.
+    Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``.
+
+    Args:
+        active: masks that are computed and may be decoded.
+        window: masks that are seen, the active ones among them.
+        refresh: steps from one full pass to the next; 1 computes every step in full.
+        drop_far: whether the full pass leaves out the masks beyond the window, too.
+    """
+
+    method: ClassVar[str] = "window"
+    summary: ClassVar[str] = (
+        "language: computes the first masks, sees a window, refreshes every so often (Window-Diffusion)"
+    )
+
+    active: int = 16
+    window: int = 64
+    refresh: int = 32
+    drop_far: bool = False
+
+    def validate(self) -> None:
+        for name in ("active", "refresh"):
+            check_number(name, getattr(self, name), 1, NEVER, whole=True)
+        check_number("window", self.window, self.active, NEVER, whole=True)
+        check_flag("drop_far", self.drop_far)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKVConfig(LanguageConfig):
+    """dKV-Cache (arXiv 2505.15781), decode variant: a token's keys are cached one step after it was decoded.
+
+    A step computes what is masked and what was decoded at the step before.
+    Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``.
+
+    Args:
+        refresh: a full pass every so many steps of a block; 1 computes every step in full.
+    """
+
+    method: ClassVar[str] = "dkv"
+    summary: ClassVar[str] = "language: tokens are cached one step after they were decoded (dKV-Cache)"
+
+    refresh: int = 8
+
+    def validate(self) -> None:
+        check_number("refresh", self.refresh, 1, NEVER, whole=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig(LanguageConfig):
+    """Sparse-dLLM (arXiv 2508.02558): a block sees itself and those keys outside that matter most to it.
+
+    The first two steps of a block are full passes; the second one ranks the keys by ``q . k`` with the mean query of
+    the block. Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size`` at those steps, and
+    ``2 * layers * (keep * (tokens - block) + block) * kv_heads * head_dim * element_size`` besides.
+
+    Args:
+        keep: share of the keys outside the block that is kept, in (0, 1].
+        pool: width of the max-pooling of the importance along positions; odd, 1 for none.
+    """
+
+    method: ClassVar[str] = "sparse-dllm"
+    summary: ClassVar[str] = "language: a block sees the keys that matter most to it (Sparse-dLLM)"
+    pads: ClassVar[bool] = False
+
+    keep: float = 0.5
+    pool: int = 3
+
+    def validate(self) -> None:
+        check_number("keep", self.keep, 0.0, 1.0, whole=False)
+        check_number("pool", self.pool, 1, 1025, whole=True)
+        if self.pool % 2 == 0:
+            raise ConfigError(f"pool: {self.pool!r} is out of range, must be odd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticConfig(LanguageConfig):
+    """Elastic-Cache (arXiv 2510.14973): refreshes from the layer on at which attention drifts.
+
+    A step computes the first ``window`` masks, what was decoded at the step before, and the most attended tokens. Where
+    the attention of those last ones is less like that of the step before than ``gamma``, every row of the deeper
+    layers is computed. Decodes over the whole canvas: ``block_length`` has no effect. Reads the device once a layer.
+    Memory of one branch: ``layers * tokens * (hidden + (heads + 2 * kv_heads) * head_dim) * element_size``.
+
+    Args:
+        gamma: least cosine similarity; more refreshes more often. Below -1 never, above 1 always.
+        window: masks that are computed and may be decoded.
+        drift: similarity across ``head`` (as released) or across ``key`` (as written in the paper). What is a good
+            gamma for one is not for the other.
+        track: most attended tokens that each layer watches.
+        cache_masks: whether masks beyond the window stay cached; without, all masks are computed.
+    """
+
+    method: ClassVar[str] = "elastic"
+    summary: ClassVar[str] = "language: refreshes the layers above where attention drifts (Elastic-Cache)"
+
+    gamma: float = 0.9
+    window: int = 16
+    drift: str = "head"
+    track: int = 1
+    cache_masks: bool = True
+
+    def validate(self) -> None:
+        check_number("gamma", self.gamma, -2.0, 2.0, whole=False)
+        check_choice("drift", self.drift, ["head", "key"])
+        for name in ("window", "track"):
+            check_number(name, getattr(self, name), 1, NEVER, whole=True)
+        check_flag("cache_masks", self.cache_masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLLMCacheConfig(LanguageConfig):
+    """dLLM-Cache (arXiv 2506.06295): prompt and response are refreshed at intervals, and some response rows between.
+
+    Cached are keys, values, and what attention and feed-forward add to the hidden states. Between refreshes the values
+    of all response rows are computed, and the rows whose values changed most run through the layer.
+    Memory of one branch: ``2 * layers * tokens * (kv_heads * head_dim + hidden) * element_size``.
+
+    Args:
+        prompt_interval, response_interval: steps between their refreshes; 1 and 1 compute every step in full.
+        ratio: share of the response rows that run between refreshes, in [0, 1].
+    """
+
+    method: ClassVar[str] = "dllm-cache"
+    summary: ClassVar[str] = "language: refresh intervals, and the rows whose values changed most (dLLM-Cache)"
+
+    prompt_interval: int = 50
+    response_interval: int = 7
+    ratio: float = 0.25
+
+    def validate(self) -> None:
+        for name in ("prompt_interval", "response_interval"):
+            check_number(name, getattr(self, name), 1, NEVER, whole=True)
+        check_number("ratio", self.ratio, 0.0, 1.0, whole=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class D2CacheConfig(LanguageConfig):
+    """d2Cache (arXiv 2509.23094): computes the likeliest next masks and the tokens that attention flows through.
+
+    Rows of a step: ``masks`` masked positions by confidence times nearness to known tokens, what was just decoded, the
+    nucleus of attention rollout, and small gaps between them.
+    Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``, and ``tokens ** 2 * 4`` in a step.
+
+    Args:
+        nucleus: share of the rollout's mass, in [0, 1].
+        masks: masked positions.
+        sigma: width of the nearness, in positions.
+        gap: gaps up to this many positions are filled.
+    """
+
+    method: ClassVar[str] = "d2cache"
+    summary: ClassVar[str] = "language: computes likely masks and what attention flows through (d2Cache)"
+
+    nucleus: float = 0.1
+    masks: int = 32
+    sigma: float = 10.0
+    gap: int = 4
+
+    def validate(self) -> None:
+        check_number("nucleus", self.nucleus, 0.0, 1.0, whole=False)
+        check_number("masks", self.masks, 1, NEVER, whole=True)
+        check_number("sigma", self.sigma, 1e-3, 1e6, whole=False)
+        check_number("gap", self.gap, 0, NEVER, whole=True)
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises ConfigError unless the value is True or False."""
     if not isinstance(value, bool):

@@ -13,12 +13,22 @@ import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
 from ..plugins import load_plugins
-from .base import MethodConfig, NamedConfig, NoneConfig
+from .base import NamedConfig, NoneConfig
 from .checks import check_choice
 from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
 from .exact import ExactConfig
 from .forecast import IntervalConfig, PowerLawConfig, StepsConfig
-from .language import FastDLLMConfig, FreeCacheConfig, VanillaConfig
+from .language import (
+    D2CacheConfig,
+    DKVConfig,
+    DLLMCacheConfig,
+    ElasticConfig,
+    FastDLLMConfig,
+    FreeCacheConfig,
+    SparseConfig,
+    VanillaConfig,
+    WindowConfig,
+)
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
 from .token import DuCaConfig, ToCaConfig
 from .worldcache import WorldCacheConfig, WorldCachePartialConfig
@@ -46,6 +56,12 @@ _BUILT_IN: dict[str, type[NamedConfig]] = {
         VanillaConfig,
         FreeCacheConfig,
         FastDLLMConfig,
+        ElasticConfig,
+        WindowConfig,
+        DKVConfig,
+        DLLMCacheConfig,
+        SparseConfig,
+        D2CacheConfig,
     )
 }
 

@@ -71,6 +71,9 @@ class Policy:
         start, stop = state.block
         return state.open & (state.positions >= start) & (state.positions < stop)
 
+    def read(self, state: SequenceState, want: Rows, logits: Tensor) -> None:
+        """After a forward: the logits ``[B, W, V]`` of ``want``."""
+
     def after(self, state: SequenceState, decoded: Tensor) -> None:
         """After a step: bool ``[B, N]`` is True where a token was written."""
 

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from ...errors import UnsupportedModelError
-from ...methods.language import FastDLLMConfig, FreeCacheConfig, LanguageConfig, VanillaConfig
+from ...methods.language import (
+    D2CacheConfig,
+    DKVConfig,
+    DLLMCacheConfig,
+    ElasticConfig,
+    FastDLLMConfig,
+    FreeCacheConfig,
+    LanguageConfig,
+    SparseConfig,
+    VanillaConfig,
+    WindowConfig,
+)
 from ..families import Facts
+from .adaptive import DKV, Window
 from .base import Policy, Task
 from .block import ExactPrefix, FastDLLM, FreeCache
+from .d2cache import D2Cache
+from .elastic import Elastic
+from .increments import DLLMCache
+from .sparse import Sparse
 
 _BIDIRECTIONAL: dict[type[LanguageConfig], type[Policy]] = {
     VanillaConfig: Policy,
     FastDLLMConfig: FastDLLM,
     FreeCacheConfig: FreeCache,
+    ElasticConfig: Elastic,
+    WindowConfig: Window,
+    DKVConfig: DKV,
+    DLLMCacheConfig: DLLMCache,
+    SparseConfig: Sparse,
+    D2CacheConfig: D2Cache,
 }
 
 _BLOCK_CAUSAL: dict[type[LanguageConfig], type[Policy]] = {
