@@ -87,7 +87,7 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
 
 
 def _language_only(config: LanguageConfig, name: str) -> str:
-    return f"{config.method} is a method for diffusion language models, and {name} has none that runs here"
+    return f"{config.method} is a method for diffusion language models, and {name} is none"
 
 
 def _attach_language(model: nn.Module, config: LanguageConfig) -> None:
@@ -125,6 +125,8 @@ def named_modalities(recipe: Recipe, owner: Any) -> Recipe:
 def uncalibrated(method: Method) -> tuple[MethodConfig, Recipe]:
     """A method's configuration, and a recipe with its site and predictor, which needs no calibration."""
     config = make_config(method)
+    if isinstance(config, LanguageConfig):
+        raise UnsupportedModelError(_language_only(config, "a denoiser"))
     return config, make_config(config, max_skip=0).recipe()  # never skips, so it has no decision to calibrate
 
 

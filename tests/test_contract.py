@@ -28,6 +28,7 @@ from diffcache import (
     supports,
 )
 from diffcache.methods import MethodConfig, make_config
+from diffcache.methods.language import LanguageConfig
 
 from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, wan, wan_pipeline
 
@@ -63,11 +64,16 @@ def test_defaults_and_bases():
 
 def test_every_method_has_the_common_knobs_and_a_summary():
     for name, config in list_methods().items():
-        assert issubclass(config, MethodConfig)
         assert config.method == name
         assert config.summary
-        assert {"warmup", "cooldown", "max_skip"} <= set(config.__dataclass_fields__)
         assert make_config(name) == config()
+    for config in list_methods("denoiser").values():
+        assert issubclass(config, MethodConfig)
+        assert {"warmup", "cooldown", "max_skip"} <= set(config.__dataclass_fields__)
+    for config in list_methods("language").values():
+        assert issubclass(config, LanguageConfig)
+        assert "warmup" in config.__dataclass_fields__
+    assert {*list_methods("denoiser"), *list_methods("language")} == set(list_methods())
 
 
 def test_list_methods_is_a_copy():

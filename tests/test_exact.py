@@ -613,7 +613,7 @@ def test_the_method_and_its_settings():
 
 
 def test_every_method_has_them_and_the_control_has_not():
-    for name, config in list_methods().items():
+    for name, config in list_methods("denoiser").items():
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         assert defaults["exact"] is {"none": False, "exact": True}.get(name), name
 

@@ -145,9 +145,7 @@ def test_elastic_may_widen_at_any_layer(name, at):
     for state.step in range(3):
         plan = loop.policy.plan(state)
         before = loop.tally.row_layers
-        torch.testing.assert_close(
-            logits_of(loop, plan), plan.want.shifted(-loop.policy.shift).take(native), **CLOSE
-        )
+        torch.testing.assert_close(logits_of(loop, plan), plan.want.shifted(-loop.policy.shift).take(native), **CLOSE)
         computed = loop.tally.row_layers - before
         loop.policy.after(state, torch.zeros_like(state.masked))
     assert computed == plan.rows.count * (at + 1) + state.length * (2 - at)

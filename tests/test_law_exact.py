@@ -12,7 +12,7 @@ from diffcache import NothingSkippedWarning, accelerate_model, accelerate_pipeli
 from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, decisions, sample
 
-SETTINGS = {name: {} for name in list_methods()} | {
+SETTINGS = {name: {} for name in list_methods("denoiser")} | {
     "worldcache:aether": {},
     "interval:site=body": {},
     "powerlaw:site=body": {},

@@ -33,6 +33,15 @@ EXAMPLES = [
     ("duca", dict(interval=5)),
     ("worldcache-partial", dict(keep=0.1, score="turning", computed=10)),
     ("exact", {}),
+    ("vanilla", {}),
+    ("freecache", dict(settle=False)),
+    ("fast-dllm", dict(cache="prefix", every=4)),
+    ("elastic", dict(gamma=0.8, drift="key")),
+    ("window", dict(active=8)),
+    ("dkv", dict(refresh=4)),
+    ("dllm-cache", dict(ratio=0.1)),
+    ("sparse-dllm", dict(keep=0.7, pool=1)),
+    ("d2cache", dict(masks=16)),
     ("none", {}),
 ]
 

@@ -66,7 +66,7 @@ def test_what_is_renewed_token_by_token_rests_as_it_is(name):
         make_config(name, offload=True)
 
 
-@pytest.mark.parametrize("name", [name for name in list_methods() if name not in AS_IT_IS])
+@pytest.mark.parametrize("name", [name for name in list_methods("denoiser") if name not in AS_IT_IS])
 def test_every_method_has_the_fields_and_files_keep_them(name, tmp_path):
     config = make_config(name, memory="1.5GiB", cache_dtype="bfloat16", offload=True)
     for suffix in ("yaml", "json"):

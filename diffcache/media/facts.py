@@ -23,7 +23,7 @@ def describe_method(config: type[MethodConfig]) -> dict[str, Any]:
     meanings = field_meanings(config)
     return {
         "summary": config.summary,
-        "site": uncalibrated(config())[1].site,
+        "site": config.site if config.kind == "language" else uncalibrated(config())[1].site,
         "calibration": "needed" if needs_calibration(config) else "none",
         "memory": memory_formula(config),
         "presets": config.presets,
@@ -138,7 +138,7 @@ class Subject:
         from ..pipeline import supports
 
         rows = []
-        for name, config in list_methods().items():
+        for name, config in list_methods("denoiser").items():
             for label in (name, *(f"{name}:{preset}" for preset in config.presets)):
                 answer = supports(self.pipe, label)
                 need = f"diffcache calibrate --model {self.model} --method {name} --out FILE.safetensors"

@@ -6,11 +6,11 @@ import inspect
 import re
 from typing import Any
 
-from .base import MethodConfig
+from .base import NamedConfig
 from .calibrated import CalibratedConfig
 
 
-def memory_formula(config: type[MethodConfig]) -> str:
+def memory_formula(config: type[NamedConfig]) -> str:
     """Memory of one branch in words; of the nearest class that states one."""
     for cls in _family(config):
         found = re.search(r"Memory of one\s+branch: (.+?)(?:\.\s|\.?$|\n\n)", inspect.cleandoc(cls.__doc__ or ""), re.S)
@@ -19,7 +19,7 @@ def memory_formula(config: type[MethodConfig]) -> str:
     return "nothing"
 
 
-def field_meanings(config: type[MethodConfig]) -> dict[str, str]:
+def field_meanings(config: type[NamedConfig]) -> dict[str, str]:
     """Field -> what its docstring says, of the nearest class that says it."""
     meanings: dict[str, str] = {}
     for cls in _family(config):
@@ -35,16 +35,16 @@ def _arguments(text: str) -> list[tuple[str, str]]:
     return [(names, " ".join(meaning.replace("`", "").split())) for names, meaning in entries]
 
 
-def _family(config: type[MethodConfig]) -> list[type[MethodConfig]]:
-    return [cls for cls in config.__mro__ if issubclass(cls, MethodConfig)]
+def _family(config: type[NamedConfig]) -> list[type[NamedConfig]]:
+    return [cls for cls in config.__mro__ if issubclass(cls, NamedConfig)]
 
 
-def needs_calibration(config: type[MethodConfig]) -> bool:
+def needs_calibration(config: type[NamedConfig]) -> bool:
     """Whether a default configuration needs numbers that are measured on the model."""
     return issubclass(config, CalibratedConfig)
 
 
-def defaults(config: type[MethodConfig]) -> dict[str, Any]:
+def defaults(config: type[NamedConfig]) -> dict[str, Any]:
     """The fields with their defaults, as a user types them."""
     values = config().to_dict()
     del values["method"]

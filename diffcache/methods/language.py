@@ -112,7 +112,7 @@ class WindowConfig(LanguageConfig):
     """Window-Diffusion (arXiv 2601.20332): active masks are computed, buffered ones are seen, those beyond are absent.
 
     Every ``refresh`` steps all rows are computed; between, the first ``active`` masks and what was decoded since, which
-    see the decoded tokens and the first ``window`` masks. Decodes over the whole canvas: ``block_length`` has no effect.
+    see the decoded tokens and the first ``window`` masks. Decodes over the whole canvas, whatever ``block_length`` is.
     Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``.
 
     Args:
@@ -253,7 +253,8 @@ class D2CacheConfig(LanguageConfig):
 
     Rows of a step: ``masks`` masked positions by confidence times nearness to known tokens, what was just decoded, the
     nucleus of attention rollout, and small gaps between them.
-    Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``, and ``tokens ** 2 * 4`` in a step.
+    Memory of one branch: ``2 * layers * tokens * kv_heads * head_dim * element_size``, and in a step
+    ``4 * tokens ** 2`` more.
 
     Args:
         nucleus: share of the rollout's mass, in [0, 1].

@@ -158,7 +158,7 @@ def _head(entry: str) -> tuple[str, str, str]:
         return name, package, text
     if package == CONTROL:
         return CONTROL, CONTROL, rest
-    known = list_methods()
+    known = list_methods("denoiser")
     if package not in known:
         raise ConfigError(unknown("method", package, [*known, CONTROL, *PEERS]))
     return package, "method", rest
