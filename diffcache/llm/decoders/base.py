@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...methods.checks import check_number
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -34,6 +36,13 @@ class Decoder(ABC):
     name: ClassVar[str] = ""
 
     temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0, 1e6, whole=False)
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 - not all have more to check
+        """Check the fields that the subclass adds."""
 
     def choose(
         self, logits: Tensor, open: Tensor, budget: Tensor, mask_id: int, generator: torch.Generator | None = None

@@ -36,7 +36,7 @@ class Threshold(Decoder):
 
     threshold: float = 0.9
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_number("threshold", self.threshold, 0, 1, whole=False)
 
     def select(self, logits: Tensor, tokens: Tensor, open: Tensor, budget: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Factor(Decoder):
 
     factor: float = 1.0
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_number("factor", self.factor, 0, 1e6, whole=False)
 
     def select(self, logits: Tensor, tokens: Tensor, open: Tensor, budget: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class EntropyBound(Decoder):
 
     bound: float = 0.1
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_number("bound", self.bound, 0, 1e6, whole=False)
 
     def select(self, logits: Tensor, tokens: Tensor, open: Tensor, budget: Tensor) -> Tensor:
