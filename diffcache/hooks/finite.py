@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,16 +20,20 @@ class FiniteOutlook(Outlook):
         cache: of the branch.
         result: of the denoiser.
         count: predictions that may follow at once; all of them get the alarm.
-        more: flags on the device that must hold as well.
+        more: values that must be finite as well.
     """
 
     def __init__(self, cache: Cache, result: Any, count: int, more: Sequence[Tensor] = ()) -> None:
-        finite = [t.isfinite().all() for t in tensors_in_order(result)]
-        self.numbers = (~torch.stack([*finite, *more]).all()).float().reshape(1)
+        self.numbers = torch.stack([_total(t) for t in (*tensors_in_order(result), *more)])
         self._cache, self._count = cache, count
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        bad = bool(numbers[0])
+        bad = not all(map(math.isfinite, numbers))
         if bad:
             self._cache.drop()
         return [(self._cache, Coming([0.0] * self._count, [bad] * self._count))]
+
+
+def _total(value: Tensor) -> Tensor:
+    """The sum, fp32: finite if every number is, in one pass (what sums beyond fp32 is as good as lost)."""
+    return value.detach().sum(dtype=torch.float32)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..predictors import Fit, Horizon, Moments, SampleTrend, Sums, energy, measure_all
+from ..schedules.change import length
 from ..schedules.drift import largest
 from .cache import Cache, Coming, Outlook
 
@@ -171,12 +172,12 @@ class ReuseOutlook(ForecastOutlook):
         history, layout = caches[0].histories[index], caches[0].layouts[index]
         self.fits.append(self.recipe.predictor.fit_at(history.gaps))
         views = [view for cache in caches for view in layout.channels(cache.histories[index].newest(1)[0])]
-        lows, highs = zip(*(view.flatten(1).aminmax(dim=1) for view in views), strict=True)
-        return [torch.cat(lows).float(), torch.cat(highs).float()]
+        # Each is finite if all numbers of its sample are.
+        lengths = [length(view) for view in views]
+        return [lengths[0] if len(lengths) == 1 else torch.cat(lengths)]
 
     def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
-        lows, highs = parts
-        sizes = [largest((abs(low), abs(high))) for low, high in zip(lows, highs, strict=True)]
+        (sizes,) = parts
         return Seen([], sizes, [sizes] * len(self.ahead), [])
 
 

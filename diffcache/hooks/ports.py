@@ -119,6 +119,5 @@ def placeholder(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     return value[(0,) * value.dim()].expand(shape) if value.numel() else value.new_zeros(shape)
 
 
-def traced() -> bool:
-    """Whether the code that asks runs once, for a graph."""
-    return torch.compiler.is_compiling()
+#: whether the code that asks runs once, for a graph
+traced = torch.compiler.is_compiling

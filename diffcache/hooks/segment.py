@@ -248,7 +248,7 @@ class Segment:
         self.site.prepare([branch.cache for branch in self.branches.values()])
 
     def _read_plans(self) -> None:
-        if self.schedule.signal is not None:
+        if self.schedule.signal is not None or not self.keeps:
             return
         self._prepare()
         outlooks = list(dict.fromkeys(b.cache.pending for b in self.branches.values() if b.cache.pending is not None))

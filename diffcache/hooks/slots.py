@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from ..kernels import combine
 from ..predictors import Horizon, Rest
 from ..predictors.resting import Home, fetch, home_of, waken
 from .cache import Cache, Holding, Moment
-from .outputs import owned
+from .outputs import Template, owned
 from .ports import placeholder
 from .recipe import Recipe
 from .streams import Passage
+
+_ONE, _AS_THEY_ARE = Template(Tensor), Rest()
 
 #: a unit's name, and how often it had been called before in the pass
 Call = tuple[str, int]
@@ -36,6 +39,11 @@ class Slot:
         self.homes: list[Home] = []
         self.passage = Passage(None, (), ())
 
+    def like(self, result: Any) -> bool:
+        """Whether a result of a unit without streams is one tensor, as the one before it was, of the same shape."""
+        known = self.passage
+        return type(result) is Tensor and known.template == _ONE and known.shapes[0] == result.shape
+
     def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
         kept = self._kept(tensors)
         self.values = [kept, *self.values][: self.depth]
@@ -53,6 +61,8 @@ class Slot:
         if any(t.is_inference() for t in tensors):  # copies that are made outside inference mode count their versions
             with torch.inference_mode(False), torch.no_grad():
                 return [self.rest.keep(t) for t in tensors]
+        if self.rest == _AS_THEY_ARE:
+            return [owned(t) for t in tensors]
         return [self.rest.keep(t) if self.rest.moves(t) else owned(t) for t in tensors]
 
     @property
@@ -130,13 +140,11 @@ class UnitCache(Cache):
                 yield Holding(t.numel(), home, slot.depth)
 
     def narrowed(self) -> list[Tensor]:
-        """Whether the newest values of each unit survived a narrower dtype, where they rest in one; flags."""
+        """The newest values of each unit that rest in a narrower dtype: not all may have survived that."""
         if self.recipe.rest.dtype is None:
             return []
         newest = [zip(slot.values[0], slot.homes, strict=True) for slot in self.slots.values()]
-        return [
-            waken(t, home.device).isfinite().all() for pairs in newest for t, home in pairs if t.dtype != home.dtype
-        ]
+        return [waken(t, home.device) for pairs in newest for t, home in pairs if t.dtype != home.dtype]
 
     def put(self, call: Call, tensors: list[Tensor], passage: Passage, moment: Moment) -> Slot:
         """Store what a call of a unit has just computed."""

@@ -6,7 +6,6 @@ module: of an attention or feed-forward before the block's gate, of a block the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +35,11 @@ class _Pass:
     cache: UnitCache
     moment: Moment
     computing: frozenset[str] | None  # kinds that compute; None means all
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def call(self, name: str) -> Call:
         """The coming call of a module; some blocks run one module for both streams."""
-        return name, self.calls[name]
+        return name, self.calls.get(name, 0)
 
     def computes(self, unit: Unit) -> bool:
         """Whether the unit's coming call is computed."""
@@ -204,28 +203,42 @@ class _UnitHook(ModelHook):
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        call, computes = now.call(self.unit.name), now.computes(self.unit)
+        call = now.call(self.unit.name)
+        slot = now.cache.slots.get(call)
         streams = named_tensors(module, args, kwargs) if self.unit.residual else {}
-        if computes or not now.cache.slots[call].fits(streams):
-            result = self._compute(now, call, streams, args, kwargs)
+        if slot is None or now.computes(self.unit) or not slot.fits(streams):
+            result = self._compute(now, call, slot, streams, args, kwargs)
         else:
-            result = self._predict(now, now.cache.slots[call], streams)
-        now.calls[self.unit.name] += 1
+            result = self._predict(now, slot, streams)
+        now.calls[self.unit.name] = call[1] + 1
         return result
 
-    def _compute(self, now: _Pass, call: Call, streams: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    def _compute(
+        self, now: _Pass, call: Call, slot: Slot | None, streams: dict[str, Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        if slot is not None and not streams:
+            result = self.fn_ref.original_forward(*args, **kwargs)
+            if slot.like(result):  # the usual case: there is nothing to find out about it
+                slot.push([result], slot.passage, now.moment)
+            else:
+                self._store(now, call, streams, result)
+            return result
         before = {name: version(stream) for name, stream in streams.items()}
         self.site.before(self.unit, streams)
         result = self.fn_ref.original_forward(*args, **kwargs)
+        if any(version(stream) != before[name] for name, stream in streams.items()):
+            now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
+        self._store(now, call, streams, result)
+        return result
+
+    def _store(self, now: _Pass, call: Call, streams: dict[str, Tensor], result: Any) -> None:
+        """Find out what a result looks like, and keep it."""
         passage, tensors = trace(self.unit.module, streams, result)
         visit = Visit(self.unit.module, streams, tensors, passage)
         passage = self.site.passage(visit)
-        if any(version(stream) != before[name] for name, stream in streams.items()):
-            now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
         with torch.no_grad():
             slot = now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
         self.site.after(visit, slot)
-        return result
 
     def _predict(self, now: _Pass, slot: Slot, streams: dict[str, Tensor]) -> Any:
         with torch.no_grad():
@@ -247,7 +260,7 @@ class _FeederHook(ModelHook):
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        call = self.name, now.calls[self.unit.name]
+        call = self.name, now.calls.get(self.unit.name, 0)
         known = now.cache.feeds.get(call)
         if known is not None and not now.computes(self.unit):
             slot = now.cache.slots[now.call(self.unit.name)]

@@ -13,6 +13,9 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import torch
 from torch import Tensor
 
 
@@ -31,7 +34,7 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     if pooled:
         now, before = now[None], before[None]
     wide = before.float()
-    return _size(now.float() - wide) / _size(wide)
+    return length(now.float() - wide) / length(wide)
 
 
 def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -43,7 +46,11 @@ def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Te
     Returns:
         Shape ``[batch]``.
     """
-    return _change(*outputs) / _change(*inputs)
+    return _ratio(_change(*outputs), _change(*inputs))
+
+
+def _change(now: Tensor, before: Tensor) -> Tensor:
+    return now.float() - before.float()
 
 
 def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -> Tensor:
@@ -58,13 +65,16 @@ def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -
     Returns:
         Shape ``[batch]``, 0.05 for the paper's 5 %.
     """
-    return rate * _change(now, before) / _size(output.float())
+    return rate * _ratio(_change(now, before), output)
 
 
-def _change(now: Tensor, before: Tensor) -> Tensor:
-    return _size(now.float() - before.float())
+def _ratio(value: Tensor, other: Tensor) -> Tensor:
+    """Mean absolute value against that of another, of each sample."""
+    ratio = length(value) / length(other)
+    return ratio if value.shape == other.shape else ratio * (prod(other.shape[1:]) / prod(value.shape[1:]))
 
 
-def _size(value: Tensor) -> Tensor:
-    """Mean absolute value of each sample."""
-    return value.abs().flatten(1).mean(1)
+def length(value: Tensor) -> Tensor:
+    """Sum of absolute values of each sample, in one pass: finite if they all are."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return torch.linalg.vector_norm(value, 1, tuple(range(1, value.dim())), dtype=dtype)
