@@ -251,7 +251,7 @@ def test_law_8_memory_is_the_sum_of_results_keys_and_values(name):
     try:
         run(name)
         segment = model.diffcache.stats().segments[0]
-        (_, lessons), *_ = site._lessons.values()
+        lessons = next(iter(site._lessons.values())).units
     finally:
         model.diffcache.restore()
         for unit in site.units:

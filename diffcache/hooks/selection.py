@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import inverse
+
 
 @dataclass(frozen=True)
 class Place:
@@ -32,7 +34,8 @@ class Selection:
 
     def __init__(self, ranking: Tensor) -> None:
         self.ranking, self.tokens = ranking, len(ranking)
-        self._rows: dict[tuple[int, int, int], Tensor] = {}
+        self._rows: dict[tuple[int, ...], Tensor] = {}
+        self._inverse: dict[int, Tensor] = {}
 
     def rows(self, count: int, offset: int = 0, length: int | None = None) -> Tensor:
         """Positions that are computed in a sequence of ``length`` with the tokens from ``offset`` on.
@@ -50,17 +53,40 @@ class Selection:
             self._rows[key] = torch.cat([before, chosen, behind]) if length > self.tokens else chosen
         return self._rows[key]
 
-    def take(self, tensor: Tensor, place: Place, count: int) -> Tensor:
+    def inverse(self, count: int) -> Tensor:
+        """Rank of each token among ``rows(count)``, -1 for the others; ``[1, tokens]``, int32."""
+        if count not in self._inverse:
+            self._inverse[count] = inverse(self.rows(count)[None], self.tokens)
+        return self._inverse[count]
+
+    def take(self, tensor: Tensor, place: Place, count: int, packed: int = 0) -> Tensor:
         """The rows of a tensor that are computed; of one that holds just these, itself.
+
+        Args:
+            tensor: with all rows, those of the first ``count`` or those of the first ``packed`` tokens.
+            place: where the tokens are in the complete tensor.
+            count: how many are wanted.
+            packed: a larger number that the tensor may be packed to.
 
         Raises:
             Unfit: it is of another length.
         """
-        if tensor.shape[place.axis] == place.length:
+        size, others = tensor.shape[place.axis], place.length - self.tokens
+        if size == place.length:
             return tensor.index_select(place.axis, self.rows(count, place.offset, place.length))
-        if tensor.shape[place.axis] == place.length - self.tokens + count:
+        if size == others + count:
             return tensor
-        raise Unfit(f"a tensor has {tensor.shape[place.axis]} rows, {place.length} were expected")
+        if size == others + packed:
+            return tensor.index_select(place.axis, self._among(count, packed, place))
+        raise Unfit(f"a tensor has {size} rows, {place.length} were expected")
+
+    def _among(self, count: int, packed: int, place: Place) -> Tensor:
+        """Where the rows of the first ``count`` tokens are among those of the first ``packed``."""
+        key = count, packed, place.offset, place.length
+        if key not in self._rows:
+            few, more = (self.rows(c, place.offset, place.length) for c in (count, packed))
+            self._rows[key] = torch.searchsorted(more, few)
+        return self._rows[key]
 
     def put(self, target: Tensor, place: Place, rows: Tensor, count: int) -> None:
         """Write computed rows to where they stand in ``target``, in place."""

@@ -24,6 +24,8 @@ from .selection import Place, Selection, Unfit, marked, sized
 from .streams import named_tensors
 
 Forward = Callable[..., Any]
+#: why a unit that works on other things than tokens does not run on rows
+UNREACHED = "no token reaches it"
 #: name of a unit or feeder, and how often it had been called before in the pass
 Call = tuple[str, int]
 
@@ -35,11 +37,13 @@ class Lesson:
     Attributes:
         inputs: of each tensor among the arguments, where the tokens are in it; None where it has none.
         keys: of each attention inside, where they are among its keys; None where the keys are others (text).
+        results: of each tensor that it returns, where they are; None where it has none. Of a unit that is proved.
         whole: why it cannot run on some rows, or None.
     """
 
     inputs: list[Place | None] = field(default_factory=list)
     keys: list[Place | None] = field(default_factory=list)
+    results: list[Place | None] = field(default_factory=list)
     whole: str | None = None
 
 
@@ -104,6 +108,16 @@ class TokenPass(ABC):
     def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """The first block of a list is about to run: its arguments."""
         return args, kwargs
+
+    def run_block(self, name: str, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """A block's call."""
+        call = name, self._calls[name]
+        self._calls[name] += 1
+        return self.block(call, forward, args, kwargs)
+
+    def block(self, call: Call, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """One call of a block."""
+        return forward(*args, **kwargs)
 
     # -- parts of several passes -----------------------------------------------------------------------------------
 
@@ -185,7 +199,7 @@ class LearningPass(TokenPass):
         try:
             lesson.inputs = [marked(t, self._tokens) for t in tensors]
             if not any(lesson.inputs):
-                lesson.whole = "no token reaches it"
+                lesson.whole = UNREACHED
             elif held.attended or feeds:
                 return self._look_inside(lesson, held, feeds, forward, args, kwargs)
         except Unfit as error:
@@ -258,10 +272,12 @@ class PartialPass(TokenPass):
     def _note(self, rows: int, all_rows: int) -> None:
         self.rows, self.all_rows = self.rows + rows, self.all_rows + all_rows
 
-    def _on_rows(self, lesson: Lesson, held: Memory, count: int, forward: Forward, args: Any, kwargs: Any) -> Any:
+    def _on_rows(
+        self, lesson: Lesson, held: Memory, count: int, forward: Forward, args: Any, kwargs: Any, packed: int = 0
+    ) -> Any:
         tensors, template = flatten((args, kwargs))
         chosen = [
-            tensor if place is None else self.selection.take(tensor, place, count)
+            tensor if place is None else self.selection.take(tensor, place, count, packed)
             for place, tensor in zip(lesson.inputs, tensors, strict=True)
         ]
         args, kwargs = template.rebuild(chosen)
@@ -324,16 +340,23 @@ class ProvingPass(PartialPass):
     def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
         self._call = call
         try:
-            return super().unit(call, layer, kind, feeds, forward, args, kwargs)
+            result = super().unit(call, layer, kind, feeds, forward, args, kwargs)
+            if feeds and self.lessons[call].whole is None:
+                self.lessons[call].results = self._places_of(call, flatten(result)[0])
+            return result
         except (Unfit, RuntimeError, ValueError, IndexError) as error:
             self.lessons[call].whole = str(error).splitlines()[0]
             return self._in_full(call, feeds, forward, args, kwargs)
 
     def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
         errors = []
-        for old, new in zip(held.results, rows, strict=True):
-            place = _result_place(lesson, old, new)
+        lesson.results = self._places_of(self._call, rows)
+        for old, new, place in zip(held.results, rows, lesson.results, strict=True):
             wanted = old if place is None else self.selection.take(old, place, count)
             errors.append((new.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
         self.errors[self._call] = torch.stack(errors).amax()
         return held.give()
+
+    def _places_of(self, call: Call, rows: list[Tensor]) -> list[Place | None]:
+        """Where the computed rows belong among the results that are held."""
+        return [_result_place(self.lessons[call], o, n) for o, n in zip(self.memories[call].results, rows, strict=True)]

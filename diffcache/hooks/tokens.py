@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,20 +22,22 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..predictors.resting import home_of
 from ..schedules.selectors import Evidence
-from .again import close_to, repeatable
+from .again import close_to, compare, repeatable
 from .anatomy import find_block_lists
 from .attach import HOOK_NAME, attach, detach
+from .block_lessons import BlockLearningPass, settle
 from .cache import Cache, Holding, Moment
 from .finite import FiniteOutlook
 from .modules import Unit
 from .outputs import tensors_in_order
+from .packed import BlockLesson, Broken, PackedPass
 from .recipe import Recipe
-from .selection import Selection
+from .selection import Selection, Unfit
 from .sites import Run, Site
-from .token_passes import Call, FullPass, LearningPass, Lesson, Memory, PartialPass, ProvingPass, TokenPass
+from .token_passes import Call, FullPass, Lesson, Memory, PartialPass, ProvingPass, TokenPass
 
 _UNIT_NAME = f"{HOOK_NAME}_token"
-_ENTRY_NAME = f"{HOOK_NAME}_entry"
+_BLOCK_NAME = f"{HOOK_NAME}_block"
 #: classes that cannot be run on some of their tokens, as the first computed step of a tiny one has shown
 _WITHOUT = {
     "Cosmos3OmniTransformer": "its hidden states are packed without a batch",
@@ -43,6 +46,23 @@ _WITHOUT = {
 }
 # Lists whose tokens are text.
 _TEXT_LIST = re.compile(r"refiner|context|text|txt|caption|perceiver", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was learned of a model and a form of call.
+
+    Attributes:
+        start: the block at which the tokens enter.
+        units: lessons of its units.
+        blocks: lessons of its blocks; empty where they cannot run on packed rows.
+        unpacked: why they cannot, or None.
+    """
+
+    start: nn.Module
+    units: dict[Call, Lesson]
+    blocks: dict[Call, BlockLesson] = field(default_factory=dict)
+    unpacked: str | None = None
 
 
 class TokenCache(Cache):
@@ -133,8 +153,10 @@ class TokenSite(Site):
         self.now: TokenPass | None = None
         self._lists = {block: name for name, blocks in find_block_lists(model).items() for block in blocks}
         self._layers = {unit.name: index for index, unit in _layers(units)}
-        self._lessons: dict[Any, tuple[nn.Module, dict[Call, Lesson]]] = {}
+        self._lessons: dict[Any, Known] = {}
         self._share = 0.0
+        #: whether blocks run on packed rows (layout C) where that is proved; else modules do (layout B)
+        self.packs = True
 
     def cache(self) -> TokenCache:
         return TokenCache(self.recipe)
@@ -145,13 +167,13 @@ class TokenSite(Site):
         form = _form(run)
         known = self._lessons.get(form)
         again = repeatable(run)
-        full = FullPass(cache.memories, known[1] if known is not None else {}, self._lists)
+        full = FullPass(cache.memories, known.units if known is not None else {}, self._lists)
         result = self._within(full, run)
         with torch.no_grad():
             if known is None:
-                known = self._learn(form, again, full, cache)
-            cache.renew(full.entries[self._lists[known[0]]], moment.step)
-        cache.lessons = known[1]
+                known = self._lessons[form] = self._learn(again, full, result, cache)
+            cache.renew(full.entries[self._lists[known.start]], moment.step)
+        cache.lessons = known.units
         cache.pending = FiniteOutlook(cache, result, len(moment.ahead))
         return result
 
@@ -163,14 +185,30 @@ class TokenSite(Site):
 
     def recompute(self, run: Run, cache: TokenCache, moment: Moment) -> tuple[Any, Tensor]:
         """The result of a partial pass, and the tokens that went through every unit which computes any."""
-        start, lessons = self._lessons[_form(run)]
+        form = _form(run)
+        known = self._lessons[form]
         select = partial(cache.select, least=min(self._counts(cache, moment), default=0))
         count = partial(self._count, moment.step - cache.full, len(cache.age))
-        now = PartialPass(cache.memories, lessons, start, select, count)
-        with torch.no_grad():
-            result = self._within(now, run)
+        now = self._pass(known, cache, select, count)
+        try:
+            with torch.no_grad():
+                result = self._within(now, run)
+                now.end()
+        except Broken as error:
+            # What ran is not to be trusted: this step is computed in full, and the next ones module by module.
+            self._lessons[form] = replace(known, blocks={}, unpacked=str(error))
+            self._share = 1.0
+            return self.compute(repeatable(run), cache, moment), self._everything(cache)
         self._share = now.rows / max(now.all_rows, 1)
         return result, cache.chosen
+
+    def _pass(self, known: Known, cache: TokenCache, select: Any, count: Any, **proof: Any) -> PackedPass:
+        blocks = known.blocks if self.packs else {}
+        return PackedPass(cache.memories, known.units, known.start, select, count, blocks=blocks, **proof)
+
+    def _everything(self, cache: TokenCache) -> Tensor:
+        cache.chosen = torch.arange(len(cache.age), device=cache.age.device)
+        return cache.chosen
 
     def idle(self, cache: TokenCache, moment: Moment) -> bool:
         """Whether no unit would compute any token at this step; counted as such."""
@@ -203,7 +241,7 @@ class TokenSite(Site):
 
     # -- learning --------------------------------------------------------------------------------------------------
 
-    def _learn(self, form: Any, run: Run, full: FullPass, cache: TokenCache) -> tuple[nn.Module, dict[Call, Lesson]]:
+    def _learn(self, run: Run, full: FullPass, result: Any, cache: TokenCache) -> Known:
         """Find out where the tokens are, and prove it on the step that was just computed.
 
         Raises:
@@ -212,7 +250,8 @@ class TokenSite(Site):
         start, stream = self._start(full)
         tokens, lessons = stream.shape[1], {}
         try:
-            self._within(LearningPass(cache.memories, lessons, start, tokens), run)
+            learning = BlockLearningPass(cache.memories, lessons, start, tokens)
+            self._within(learning, run)
             errors = self._prove(lessons, start, stream, run, cache)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise self._refusal(str(error).splitlines()[0]) from error
@@ -223,8 +262,22 @@ class TokenSite(Site):
             held = cache.memories[call].attended
             for number in [n for n in held if lesson.whole or lesson.keys[n] is None]:
                 del held[number]
-        self._lessons[form] = start, lessons
-        return self._lessons[form]
+        settle(learning.blocks, lessons)
+        return self._prove_blocks(Known(start, lessons, learning.blocks), stream, run, result, cache)
+
+    def _prove_blocks(self, known: Known, stream: Tensor, run: Run, result: Any, cache: TokenCache) -> Known:
+        """Keep to packed rows if a pass of some tokens gives what the full pass gave."""
+        if all(block.whole for block in known.blocks.values()):
+            return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
+        order, count = _trial(stream.shape[1], stream.device)
+        now = self._pass(known, cache, lambda stream: order, lambda layer, kind: count, poison=True)
+        try:
+            found = self._within(now, run)
+            now.end()
+        except (Broken, Unfit, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            return replace(known, blocks={}, unpacked=str(error).splitlines()[0])
+        same = torch.stack(compare(tensors_in_order(result), tensors_in_order(found))).tolist()
+        return known if all(same) else replace(known, blocks={}, unpacked="its blocks do more than adding up results")
 
     def _prove(
         self, lessons: dict[Call, Lesson], start: nn.Module, stream: Tensor, run: Run, cache: TokenCache
@@ -282,7 +335,16 @@ class TokenSite(Site):
     @property
     def whole(self) -> dict[str, str]:
         """Units that are computed in full at partial steps, and why; known once a step was computed."""
-        return {n: le.whole for _, lessons in self._lessons.values() for (n, _), le in lessons.items() if le.whole}
+        return {n: le.whole for known in self._lessons.values() for (n, _), le in known.units.items() if le.whole}
+
+    @property
+    def unpacked(self) -> dict[str, str]:
+        """Blocks whose norms and sums are computed for all tokens, and why (``""``: all of them)."""
+        found = {}
+        for known in self._lessons.values():
+            found |= {"": known.unpacked} if known.unpacked else {}
+            found |= {name: block.whole for (name, _), block in known.blocks.items() if block.whole}
+        return found
 
     # -- the rest of a site ----------------------------------------------------------------------------------------
 
@@ -299,8 +361,12 @@ class TokenSite(Site):
         return self._share > 0.0
 
     def install(self, model: nn.Module) -> None:
-        for blocks in find_block_lists(model).values():
-            attach(blocks[0], _EntryHook(self), _ENTRY_NAME)
+        units = {unit.module for unit in self.units}
+        for name, blocks in find_block_lists(model).items():
+            for index, block in enumerate(blocks):
+                if index == 0 or block not in units:
+                    whole = None if block in units else f"{name}.{index}"
+                    attach(block, _BlockHook(self, index == 0, whole), _BLOCK_NAME)
         for unit in self.units:
             layer = self._layers[unit.name]
             attach(unit.module, _TokenHook(self, unit.name, layer, unit.kind, False), _UNIT_NAME)
@@ -311,8 +377,8 @@ class TokenSite(Site):
         for unit in self.units:
             for module in (unit.module, *unit.feeders):
                 detach(module, _UNIT_NAME)
-        for blocks in find_block_lists(model).values():  # last as they came first: one may be a unit itself
-            detach(blocks[0], _ENTRY_NAME)
+        for block in self._lists:  # last as they came first: one may be a unit itself
+            detach(block, _BLOCK_NAME)
 
 
 def _layers(units: Sequence[Unit]) -> Iterator[tuple[int, Unit]]:
@@ -354,13 +420,23 @@ class _TokenHook(ModelHook):
         return now.run(*self.what, self.fn_ref.original_forward, args, kwargs)
 
 
-class _EntryHook(ModelHook):
-    """On the first block of a list."""
+class _BlockHook(ModelHook):
+    """On a block.
 
-    def __init__(self, site: TokenSite) -> None:
+    Args:
+        site: the site.
+        first: whether it is the first of its list.
+        name: its name; None where it is a unit itself.
+    """
+
+    def __init__(self, site: TokenSite, first: bool, name: str | None) -> None:
         super().__init__()
-        self.site = site
+        self.site, self.first, self.name = site, first, name
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        now = self.site.now
-        return (args, kwargs) if now is None else now.entry(module, args, kwargs)
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        now, forward = self.site.now, self.fn_ref.original_forward
+        if now is not None and self.first:
+            args, kwargs = now.entry(module, args, kwargs)
+        if now is None or self.name is None:
+            return forward(*args, **kwargs)
+        return now.run_block(self.name, forward, args, kwargs)

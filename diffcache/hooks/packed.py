@@ -1,0 +1,261 @@
+"""Partial steps on a packed stream: the chosen tokens go through whole blocks, the others are only added to.
+
+Layout C of the literature, without its gathers: chosen rows are taken out of the stream once, stay together through all
+blocks that hand the stream straight on, and are written back behind the last one. A block runs as it is written, on
+these rows alone, so that its norms, modulations, gates and sums cost ``k`` rows. The stream of a stale token is
+``x + gate * result`` for each module, which kernel S does in one pass over all rows, with the results of the chosen
+written to their places. The gates are the block's own of this step: it runs on a few rows of zeros in which each module
+returns ones in one row and zeros in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import scatter_update
+from .outputs import Template, flatten
+from .selection import Place, Selection
+from .token_passes import Call, Forward, Lesson, Memory, PartialPass
+
+
+@dataclass
+class BlockLesson:
+    """What was learned of one call of a block.
+
+    Attributes:
+        inputs: of each tensor among the arguments, where the tokens are in it; None where it has none.
+        stream: number of the argument that carries the tokens.
+        result: number of the result that carries them on.
+        units: calls of the units inside in order, with their depth, kind, and whether only another unit reads them.
+        chained: whether its result, the very tensor, is the stream of the next block.
+        whole: why it cannot run on some rows, or None.
+    """
+
+    inputs: list[Place | None] = field(default_factory=list)
+    stream: int = 0
+    result: int = 0
+    units: list[tuple[Call, int, str, bool]] = field(default_factory=list)
+    chained: bool = False
+    whole: str | None = None
+
+    def parts(self, lessons: Mapping[Call, Lesson]) -> list[tuple[Call, int]]:
+        """What is added to the stream, in order: results of units by call and number."""
+        return [
+            (call, number)
+            for call, _, _, feeds in self.units
+            if not feeds
+            for number, place in enumerate(lessons[call].results)
+            if place is not None
+        ]
+
+
+class Broken(Exception):
+    """A model did not hand its stream from block to block as it did when it was learned."""
+
+
+class Stream:
+    """The hidden stream under way: complete for stale tokens, and the rows of those that are computed.
+
+    Args:
+        whole: ``[B, length, D]``, ours to write to.
+        place: where the tokens are in it.
+        selection: the tokens of the pass.
+    """
+
+    def __init__(self, whole: Tensor, place: Place, selection: Selection) -> None:
+        self.whole, self._place, self._selection = whole, place, selection
+        self.count = selection.tokens
+        self.rows = whole
+
+    def narrow(self, count: int) -> None:
+        """Go on with the first ``count`` tokens of the ranking."""
+        if count != self.count:
+            self.finish()
+            self.rows = self._selection.take(self.whole, self._place, count)
+            self.count = count
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens' rows in the complete stream."""
+        return _tokens(self.whole, self._place, self._selection.tokens)
+
+    def finish(self) -> None:
+        """Write the computed rows to their places."""
+        if self.rows is not self.whole:
+            self._selection.put(self.whole, self._place, self.rows, self.count)
+
+
+class PackedPass(PartialPass):
+    """A partial pass whose blocks run on packed rows where that is known to be right.
+
+    Args:
+        blocks: what was learned of the blocks, by call, in their order.
+        poison: make what nobody may look at NaN, to prove that nobody does.
+    """
+
+    def __init__(self, *args: Any, blocks: Mapping[Call, BlockLesson], poison: bool = False) -> None:
+        super().__init__(*args)
+        self.blocks, self._poison = blocks, poison
+        self._alive: dict[Call, int] = {}
+        self._stream: Stream | None = None
+        self._fresh: dict[tuple[Call, int], tuple[Tensor, int]] = {}
+        self._inside: Callable[..., Any] | None = None
+
+    def block(self, call: Call, forward: Forward, args: Any, kwargs: Any) -> Any:
+        lesson = self.blocks.get(call)
+        alive = 0 if lesson is None or self.selection is None else self._alive_at(call)
+        if not 0 < alive < getattr(self.selection, "tokens", 0):
+            return forward(*args, **kwargs)
+        tensors, template = flatten((args, kwargs))
+        stream = self._enter(lesson, tensors[lesson.stream], alive)
+        gates = self._gates(lesson, tensors, template, forward)
+        rows = [
+            stream.rows if i == lesson.stream else t if place is None else self.selection.take(t, place, alive)
+            for i, (place, t) in enumerate(zip(lesson.inputs, tensors, strict=True))
+        ]
+        parts, given = self._run(self._unit_on_rows, forward, template.rebuild(rows))
+        stream.rows = parts[lesson.result]
+        self._advance(lesson, stream.tokens, gates)
+        if not lesson.chained:
+            stream.finish()
+            self._stream = None
+        parts[lesson.result] = stream.whole
+        return given.rebuild(parts)
+
+    def end(self) -> None:
+        """The pass is over.
+
+        Raises:
+            Broken: the computed rows of some block never went back.
+        """
+        if self._stream is not None:
+            raise Broken("a block was left out, or got another stream than the last one returned")
+
+    def _alive_at(self, call: Call) -> int:
+        """How many tokens a block has to run on: as many as some unit of it, or of a later one on its stream, needs."""
+        if not self._alive:
+            later = 0
+            for name, lesson in reversed(self.blocks.items()):
+                here = 0 if lesson.whole else max([1, *(self._count(layer, kind) for _, layer, kind, _ in lesson.units)])
+                later = max(here, later if lesson.chained else 0)
+                self._alive[name] = 0 if lesson.whole else later
+        return self._alive[call]
+
+    def _enter(self, lesson: BlockLesson, tensor: Tensor, alive: int) -> Stream:
+        stream, place = self._stream, lesson.inputs[lesson.stream]
+        if stream is not None and stream.whole is not tensor:
+            self.end()
+        if stream is None:
+            stream = self._stream = Stream(tensor.clone(), place, self.selection)
+        stream.narrow(alive)
+        if self._poison:
+            stream.whole.index_fill_(place.axis, self.selection.rows(alive, place.offset, place.length), torch.nan)
+        return stream
+
+    def _run(self, unit: Callable[..., Any], forward: Forward, given: Any) -> tuple[list[Tensor], Template]:
+        """The block's forward with another way to answer for its units."""
+        self._inside, (args, kwargs) = unit, given
+        try:
+            return flatten(forward(*args, **kwargs))
+        finally:
+            self._inside = None
+
+    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+        run = self._inside or super().unit
+        return run(call, layer, kind, feeds, forward, args, kwargs)
+
+    # -- units on packed rows --------------------------------------------------------------------------------------
+
+    def _unit_on_rows(
+        self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
+        lesson, held, alive = self.lessons[call], self.memories[call], self._stream.count
+        if lesson.whole is not None:  # no token reaches it
+            return super().unit(call, layer, kind, feeds, forward, args, kwargs)
+        count = self._count(layer, kind)
+        self._note(count, self.selection.tokens)
+        if count == 0:
+            return held.template.rebuild(self._stale(lesson, held, alive))
+        result = self._on_rows(lesson, held, count, forward, args, kwargs, alive)
+        if feeds:
+            return result
+        rows, _ = flatten(result)
+        for number, (place, new) in enumerate(zip(lesson.results, rows, strict=True)):
+            if place is None:
+                held.results[number] = new
+            elif count == alive:
+                self._fresh[call, number] = _tokens(new, place, count), count
+                self._put_text(held.results[number], new, place, count)
+            else:
+                self.selection.put(held.results[number], place, new, count)
+        held.seal()
+        return result if count == alive else held.template.rebuild(self._stale(lesson, held, alive))
+
+    def _stale(self, lesson: Lesson, held: Memory, alive: int) -> list[Tensor]:
+        """The rows of the computed tokens among results that are held."""
+        return [
+            old
+            if place is None
+            else old.new_zeros(()).expand(_resized(old, place, place.length - self.selection.tokens + alive))
+            if held.shapes_only
+            else self.selection.take(old, place, alive)
+            for old, place in zip(held.results, lesson.results, strict=True)
+        ]
+
+    def _put_text(self, target: Tensor, rows: Tensor, place: Place, count: int) -> None:
+        """Rows of a joint result that are no tokens."""
+        behind = place.length - place.offset - self.selection.tokens
+        for start, size, of in ((0, place.offset, 0), (place.length - behind, behind, place.offset + count)):
+            if size:
+                target.narrow(place.axis, start, size).copy_(rows.narrow(place.axis, of, size))
+
+    # -- tokens that are not computed ------------------------------------------------------------------------------
+
+    def _gates(self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward) -> list[Tensor]:
+        """The factor under which the block adds each part to the stream, ``[B, 1, D]`` each."""
+        parts = lesson.parts(self.lessons)
+        index, calls = torch.zeros(len(parts), dtype=torch.long, device=tensors[0].device), self._calls.copy()
+        rows = [
+            t if place is None else t.index_select(place.axis, index + place.offset)
+            for t, place in zip(tensors, lesson.inputs, strict=True)
+        ]
+        rows[lesson.stream] = torch.zeros_like(rows[lesson.stream])
+
+        def answer(call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+            return self._probe(call, parts)
+
+        results, _ = self._run(answer, forward, template.rebuild(rows))
+        self._calls = calls
+        return list(results[lesson.result].split(1, dim=1))
+
+    def _probe(self, call: Call, parts: list[tuple[Call, int]]) -> Any:
+        held, lesson, size, answers = self.memories[call], self.lessons[call], len(parts), []
+        for number, (old, place) in enumerate(zip(held.results, lesson.results or [None] * len(held.results))):
+            if place is not None:
+                old = old.new_zeros(_resized(old, place, place.length - self.selection.tokens + size))
+                if (call, number) in parts:
+                    old.select(place.axis, place.offset + parts.index((call, number))).fill_(1.0)
+            answers.append(old)
+        return held.template.rebuild(answers)
+
+    def _advance(self, lesson: BlockLesson, stream: Tensor, gates: list[Tensor]) -> None:
+        """What was computed into the caches, and gate * cache onto the stream: kernel S once for each part."""
+        for (call, number), gate in zip(lesson.parts(self.lessons), gates, strict=True):
+            held, place = self.memories[call], self.lessons[call].results[number]
+            cache = _tokens(held.results[number], place, self.selection.tokens)
+            fresh, count = self._fresh.pop((call, number), (cache[:, :0], 0))
+            scatter_update(stream, fresh, cache, self.selection.rows(count), gate, inverse=self.selection.inverse(count))
+            held.seal()
+
+
+def _tokens(tensor: Tensor, place: Place, count: int) -> Tensor:
+    return tensor.narrow(place.axis, place.offset, count)
+
+
+def _resized(tensor: Tensor, place: Place, size: int) -> list[int]:
+    return [size if axis == place.axis else n for axis, n in enumerate(tensor.shape)]
