@@ -151,7 +151,7 @@ class PackedPass(PartialPass):
         if stream is not None and stream.whole is not tensor:
             self.end()
         if stream is None:
-            stream = self._stream = Stream(tensor.clone(), place, self.selection)
+            stream = self._stream = Stream(_copied(tensor), place, self.selection)
         stream.narrow(alive)
         if self._poison:
             stream.whole.index_fill_(place.axis, self.selection.rows(alive, place.offset, place.length), torch.nan)
@@ -219,12 +219,12 @@ class PackedPass(PartialPass):
     def _gates(self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward) -> list[Tensor]:
         """The factor under which the block adds each part to the stream, ``[B, 1, D]`` each."""
         parts = lesson.parts(self.lessons)
-        index, calls = torch.zeros(len(parts), dtype=torch.long, device=tensors[0].device), self._calls.copy()
+        calls, size = self._calls.copy(), len(parts)
         rows = [
-            t if place is None else t.index_select(place.axis, index + place.offset)
+            t if place is None else _tokens(t, place, 1).expand(_resized(t, place, size))
             for t, place in zip(tensors, lesson.inputs, strict=True)
         ]
-        rows[lesson.stream] = torch.zeros_like(rows[lesson.stream])
+        rows[lesson.stream] = tensors[lesson.stream].new_zeros(rows[lesson.stream].shape)
 
         def answer(call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
             return self._probe(call, parts)
@@ -255,6 +255,11 @@ class PackedPass(PartialPass):
 
 def _tokens(tensor: Tensor, place: Place, count: int) -> Tensor:
     return tensor.narrow(place.axis, place.offset, count)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy whose features are contiguous: what flows in may be a transposed view of an embedding's result."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _resized(tensor: Tensor, place: Place, size: int) -> list[int]:
