@@ -221,7 +221,7 @@ class PackedPass(PartialPass):
         parts = lesson.parts(self.lessons)
         calls, size = self._calls.copy(), len(parts)
         rows = [
-            t if place is None else _tokens(t, place, 1).expand(_resized(t, place, size))
+            t if place is None else self._repeated(t, place, size)
             for t, place in zip(tensors, lesson.inputs, strict=True)
         ]
         rows[lesson.stream] = tensors[lesson.stream].new_zeros(rows[lesson.stream].shape)
@@ -231,7 +231,18 @@ class PackedPass(PartialPass):
 
         results, _ = self._run(answer, forward, template.rebuild(rows))
         self._calls = calls
-        return list(results[lesson.result].split(1, dim=1))
+        return list(_tokens(results[lesson.result], lesson.inputs[lesson.stream], size).split(1, dim=1))
+
+    def _repeated(self, tensor: Tensor, place: Place, size: int) -> Tensor:
+        """A tensor with ``size`` times its first token in place of all tokens."""
+        begin, end = place.offset, place.offset + self.selection.tokens
+        one = tensor.narrow(place.axis, begin, 1)
+        parts = [one.expand(_resized(one, place, size))]
+        if begin:
+            parts.insert(0, tensor.narrow(place.axis, 0, begin))
+        if end < place.length:
+            parts.append(tensor.narrow(place.axis, end, place.length - end))
+        return torch.cat(parts, place.axis)
 
     def _probe(self, call: Call, parts: list[tuple[Call, int]]) -> Any:
         held, lesson, size, answers = self.memories[call], self.lessons[call], len(parts), []
