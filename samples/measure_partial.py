@@ -1,10 +1,9 @@
 """Time of partial blocks over dense ones, at widths of real models: ``python samples/measure_partial.py``.
 
-Two blocks of each family with random weights (time does not depend on them), 1,024 tokens or more and as much text for
-them as the models use at 1024 x 1024 (Flux schnell, SD3) or 480p. The time is the process's own (CPU seconds) from the
-first block's call to the last one's return, ranking included, embeddings and head not. Dense and partial calls alternate;
-each figure is the median of their ratios. Text rows of joint attention are always computed: ``rows`` is the share of
-rows that a keep ratio of 0.1 comes to. Prints a Markdown table.
+Two blocks of each family with random weights (time does not depend on them), 1,024 tokens or more, and as much text for
+them as the models have at 1024 x 1024 (Flux schnell, SD3) or 480p. The time is the process's own, from the first
+block's call to the last one's return: with ranking, without embeddings and head. Dense and partial calls alternate, and
+each figure is the median of their ratios. Text rows of joint attention are always computed. Prints a Markdown table.
 """
 
 from __future__ import annotations

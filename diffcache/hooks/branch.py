@@ -90,6 +90,7 @@ class Branch:
             together=self.together,
             heard=self._heard(steps),
             threshold=finite(self.schedule.threshold),
+            slow_kernels=dict(self.cache.slow_kernels()),
         )
 
     def _heard(self, steps: int) -> list[float | None]:

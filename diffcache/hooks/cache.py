@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +138,10 @@ class Cache(ABC):
     def holdings(self) -> Iterable[Holding]:
         """What will be held once enough steps are computed, as far as those computed by now have shown."""
         return ()
+
+    def slow_kernels(self) -> Mapping[str, int]:
+        """Kernel calls on a GPU that torch's own operators answered, by kernel and reason."""
+        return {}
 
     @abstractmethod
     def forget(self) -> None:

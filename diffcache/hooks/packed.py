@@ -11,7 +11,7 @@ returns ones in one row and zeros in the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -141,7 +141,9 @@ class PackedPass(PartialPass):
         if not self._alive:
             later = 0
             for name, lesson in reversed(self.blocks.items()):
-                here = 0 if lesson.whole else max([1, *(self._count(layer, kind) for _, layer, kind, _ in lesson.units)])
+                here = (
+                    0 if lesson.whole else max([1, *(self._count(layer, kind) for _, layer, kind, _ in lesson.units)])
+                )
                 later = max(here, later if lesson.chained else 0)
                 self._alive[name] = 0 if lesson.whole else later
         return self._alive[call]
@@ -260,7 +262,9 @@ class PackedPass(PartialPass):
             held, place = self.memories[call], self.lessons[call].results[number]
             cache = _tokens(held.results[number], place, self.selection.tokens)
             fresh, count = self._fresh.pop((call, number), (cache[:, :0], 0))
-            scatter_update(stream, fresh, cache, self.selection.rows(count), gate, inverse=self.selection.inverse(count))
+            scatter_update(
+                stream, fresh, cache, self.selection.rows(count), gate, inverse=self.selection.inverse(count)
+            )
             held.seal()
 
 

@@ -7,6 +7,7 @@ wrong with its forecast is added to the forecasts that follow, until the next fu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,9 @@ class PartialForecast(Forecast):
         yield from super().holdings()
         yield from self.tokens.holdings()
         yield from (Holding(h.values[0].numel(), h.home, rests=False) for h in self.histories)
+
+    def slow_kernels(self) -> Counter[str]:
+        return self.tokens.slow_kernels()
 
     def turning(self) -> Tensor:
         """How much each token's velocity turned between the last three outputs, ``||v1 - v2||``; ``[tokens]``."""

@@ -41,6 +41,7 @@ class SegmentStats:
         heard: one entry a step: what the schedule compared with its ``threshold``, for the worst sample; None where it
             compared nothing. Empty for schedules that compare nothing.
         threshold: the schedule's, None where it has none or it is infinite.
+        slow_kernels: calls on a GPU that Triton did not take (``kernel: reason``) and torch's own operators answered.
     """
 
     expert: str
@@ -63,6 +64,7 @@ class SegmentStats:
     decide_seconds: float = 0.0
     heard: list[float | None] = field(default_factory=list)
     threshold: float | None = None
+    slow_kernels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _segment_line(s: SegmentStats) -> str:
         line += "".join(f"\n    {_samples(n)}: {letters}" for letters, n in Counter(s.samples).items())
     if s.together:
         line += f"\n    the samples of the batch decide together: {s.together}"
+    line += "".join(f"\n    without Triton, {count}x: {what}" for what, count in s.slow_kernels.items())
     reasons = Counter()
     for fallback in s.fallbacks:
         reasons[fallback.reason] += fallback.count

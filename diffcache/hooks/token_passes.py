@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import project_epilogue
 from .attending import Attending, Attention
 from .outputs import Template, flatten, owned
 from .selection import Place, Selection, Unfit, marked, sized
@@ -296,11 +297,21 @@ class PartialPass(TokenPass):
     ) -> Tensor:
         """The chosen queries over the keys of all tokens, the chosen ones' renewed in their places."""
         key, value, mask = attended
-        for held, rows in ((key, attention.key), (value, attention.value)):
-            self.selection.put(held, place, rows, count)
+        self._renew(key, value, place, attention, count)
         if mask is not None and mask.shape[-2] == place.length:  # another one for every query
             mask = mask.index_select(-2, self.selection.rows(count, place.offset, place.length))
         return attention.over(key, value, mask).run()
+
+    def _renew(self, key: Tensor, value: Tensor, place: Place, attention: Attention, count: int) -> None:
+        """Computed keys and values to their places among those of all tokens: kernel P, or one by one."""
+        rows = self.selection.rows(count, place.offset, place.length)
+        pairs = (key, attention.key), (value, attention.value)
+        if place.axis == 2 and key.dim() == 4 and value.shape == key.shape:
+            (k_cache, k), (v_cache, v) = ([t.transpose(1, 2) for t in pair] for pair in pairs)
+            project_epilogue(k=k, v=v, k_cache=k_cache, v_cache=v_cache, index=rows)
+            return
+        for held, new in pairs:
+            self.selection.put(held, place, new, count)
 
     def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
         for index, (old, new) in enumerate(zip(held.results, rows, strict=True)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,21 +21,23 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..kernels import counting
 from ..predictors.resting import home_of
 from ..schedules.selectors import Evidence
 from .again import close_to, compare, repeatable
-from .anatomy import find_block_lists
+from .anatomy import find_block_lists, inspect_denoiser
 from .attach import HOOK_NAME, attach, detach
 from .block_lessons import BlockLearningPass, settle
 from .cache import Cache, Holding, Moment
 from .finite import FiniteOutlook
+from .grid import Grid
 from .modules import Unit
 from .outputs import tensors_in_order
 from .packed import BlockLesson, Broken, PackedPass
 from .recipe import Recipe
 from .selection import Selection, Unfit
 from .sites import Run, Site
-from .token_passes import Call, FullPass, Lesson, Memory, PartialPass, ProvingPass, TokenPass
+from .token_passes import Call, FullPass, Lesson, Memory, ProvingPass, TokenPass
 
 _UNIT_NAME = f"{HOOK_NAME}_token"
 _BLOCK_NAME = f"{HOOK_NAME}_block"
@@ -74,6 +77,8 @@ class TokenCache(Cache):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        #: kernel calls that went to the torch reference on a GPU, with their reason
+        self.slow: Counter[tuple[str, str]] = Counter()
         #: scores that somebody else can tell
         self.more_scores: Mapping[str, Callable[[], Tensor]] = {}
         self.forget()
@@ -83,6 +88,7 @@ class TokenCache(Cache):
         self.lessons: dict[Call, Lesson] | None = None
         self.full = -1  # last step that was computed in full
         self.age: Tensor | None = None
+        self.grid: tuple[int, int] | None = None  # rows and columns of a frame's tokens, where the selector asks
         self.chosen: Tensor | None = None  # tokens that the last partial step computed
         self.seen: Tensor | None = None  # the hidden stream of each token when it was computed last
         self.pending = None
@@ -99,6 +105,9 @@ class TokenCache(Cache):
     def holdings(self) -> Iterator[Holding]:
         return (Holding(t.numel(), home_of(t), rests=False) for t in self.held())
 
+    def slow_kernels(self) -> Counter[str]:
+        return Counter({f"{kernel}: {reason}": count for (kernel, reason), count in self.slow.items()})
+
     def renew(self, stream: Tensor, step: int) -> None:
         """All tokens were computed at ``step``."""
         self.full = step
@@ -108,7 +117,7 @@ class TokenCache(Cache):
     def select(self, stream: Tensor, least: int) -> Selection:
         """Rank the tokens, and note which are computed by every unit that computes any: the first ``least``."""
         self.age += 1.0
-        selection = Selection(self.recipe.selector.rank(Evidence(self.age, self._scores(stream))))
+        selection = Selection(self.recipe.selector.rank(Evidence(self.age, self._scores(stream), self.grid)))
         self.chosen = chosen = selection.rows(least)
         self.age.index_fill_(0, chosen, 0.0)
         if self.seen is not None:
@@ -174,8 +183,26 @@ class TokenSite(Site):
                 known = self._lessons[form] = self._learn(again, full, result, cache)
             cache.renew(full.entries[self._lists[known.start]], moment.step)
         cache.lessons = known.units
+        if self.recipe.selector.bonus and cache.grid is None:
+            cache.grid = self._grid(result, len(cache.age))
         cache.pending = FiniteOutlook(cache, result, len(moment.ahead))
         return result
+
+    def _grid(self, result: Any, tokens: int) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens.
+
+        Raises:
+            UnsupportedModelError: the denoiser returns no picture with a window for each token.
+        """
+        try:
+            output = tensors_in_order(result)[0]
+            *_, rows, columns = Grid.of(inspect_denoiser(self._model), output, tokens).shape(output)
+        except (UnsupportedModelError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"bonus: {self.recipe.selector.bonus} needs rows and columns of tokens, must be 0 for "
+                f"{type(self._model).__name__}: it returns no picture of {tokens} tokens"
+            ) from error
+        return rows, columns
 
     def predict(self, run: Run, cache: TokenCache, moment: Moment, kinds: frozenset[str]) -> Any:
         result, chosen = self.recompute(run, cache, moment)
@@ -191,9 +218,10 @@ class TokenSite(Site):
         count = partial(self._count, moment.step - cache.full, len(cache.age))
         now = self._pass(known, cache, select, count)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), counting() as fallbacks:
                 result = self._within(now, run)
                 now.end()
+            cache.slow.update(fallbacks)
         except Broken as error:
             # What ran is not to be trusted: this step is computed in full, and the next ones module by module.
             self._lessons[form] = replace(known, blocks={}, unpacked=str(error))

@@ -31,16 +31,21 @@ _interpreting: ContextVar[bool] = ContextVar("interpreting", default=False)
 def counting() -> Iterator[Counter[tuple[str, str]]]:
     """Count the calls inside the block that Triton could not take: ``(kernel, reason) -> calls``.
 
+    An outer block counts them, too.
+
     >>> with counting() as fallbacks:
     ...     pass
     >>> fallbacks
     Counter()
     """
+    outer = _counts.get()
     token = _counts.set(counts := Counter())
     try:
         yield counts
     finally:
         _counts.reset(token)
+        if outer is not None:
+            outer.update(counts)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,9 @@ class TokenConfig(MethodConfig):
         score: what tokens are ranked by: ``input``, ``value`` or ``random``.
         age_weight: weight of a token's age beside its score.
         oldest: age at which a token is recomputed whatever it scores; 0 for no bound.
+        bonus: added, as a share of itself, to the best score of each ``window x window`` tokens of a frame, so that the
+            chosen are spread over the picture (ToCa: 0.4 to 0.6); 0 for none. Needs a denoiser that returns pictures.
+        window: see there, >= 2.
     """
 
     warmup: int = 3
@@ -44,6 +47,8 @@ class TokenConfig(MethodConfig):
     score: str = "input"
     age_weight: float = 1.0
     oldest: int = 8
+    bonus: float = 0.0
+    window: int = 2
 
     def validate(self) -> None:
         check_as_it_is(self)
@@ -54,6 +59,8 @@ class TokenConfig(MethodConfig):
             check_number(name, getattr(self, name), 0, 1e6, whole=False)
         check_choice("score", self.score, [name for name in SCORES if name in ("input", "value", "random")])
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
+        check_number("bonus", self.bonus, 0, 1e6, whole=False)
+        check_number("window", self.window, 2, NEVER, whole=True)
 
     def recipe(self) -> Recipe:
         return Recipe(
@@ -63,7 +70,7 @@ class TokenConfig(MethodConfig):
             lambda: Interval(self.interval, max(self.warmup, 1), self.cooldown, self.max_skip),
             Taylor(0),
             kinds=unit_kinds("module"),
-            selector=Selector(self.score, self.age_weight, self.oldest),
+            selector=Selector(self.score, self.age_weight, self.oldest, self.bonus, self.window),
             keep=self.shares(),
         )
 

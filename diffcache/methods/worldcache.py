@@ -150,7 +150,7 @@ class WorldCachePartialConfig(WorldCacheConfig):
         keep: share of the tokens that a predicted step recomputes, in [0, 1].
         score: what tokens are ranked by: ``turning`` (how far the velocity of their output turned), ``input`` (how far
             their hidden state moved), ``value`` or ``random``.
-        age_weight, oldest: as for ``toca``.
+        age_weight, oldest, bonus, window: as for ``toca``.
     """
 
     method: ClassVar[str] = "worldcache-partial"
@@ -161,6 +161,8 @@ class WorldCachePartialConfig(WorldCacheConfig):
     score: str = "input"
     age_weight: float = 0.0
     oldest: int = 0
+    bonus: float = 0.0
+    window: int = 2
 
     def validate(self) -> None:
         super().validate()
@@ -171,9 +173,11 @@ class WorldCachePartialConfig(WorldCacheConfig):
         check_choice("score", self.score, ["turning", "input", "value", "random"])
         check_number("age_weight", self.age_weight, 0, 1e6, whole=False)
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
+        check_number("bonus", self.bonus, 0, 1e6, whole=False)
+        check_number("window", self.window, 2, NEVER, whole=True)
 
     def recipe(self) -> Recipe:
-        selector = Selector(self.score, self.age_weight, self.oldest)
+        selector = Selector(self.score, self.age_weight, self.oldest, self.bonus, self.window)
         return replace(self._recipe(), selector=selector, keep=lambda offset, depth, kind: self.keep)
 
 

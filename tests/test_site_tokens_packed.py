@@ -1,0 +1,165 @@
+"""Site ``token`` on packed rows: whole blocks run on the chosen tokens (layout C), and equal module by module (B)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffcache import UnsupportedModelError, accelerate_model, denoising
+from diffcache.kernels import checked, counting
+from diffcache.kernels.dispatch import Kernel
+
+from .denoisers.running import bare, model_of, run
+from .models import dit, normal
+from .test_site_tokens import CLASSES, put_on, site_of, table
+
+
+def outputs_of(name, packs, keep):
+    bare(name)
+    model = model_of(name)
+    put_on(model, keep)
+    site = site_of(model)
+    site.packs = packs
+    try:
+        return run(name), site
+    finally:
+        model.diffcache.restore()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_packed_rows_equal_module_by_module(name):
+    """Identity 9: any table of shares, the input moving."""
+    packed, site = outputs_of(name, True, table(3))
+    apart, _ = outputs_of(name, False, table(3))
+    dense = bare(name)
+    assert site.unpacked == {}
+    for step, parts in enumerate(zip(packed, apart, dense, strict=True)):
+        for a, b, c in zip(*parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            assert step == 0 or not torch.allclose(a, c, rtol=1e-3, atol=1e-4)  # the test is not empty
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_blocks_hand_the_stream_on(name):
+    """Rows are packed once: every block but the last hands them to the next."""
+    _, site = outputs_of(name, True, lambda offset, depth, kind: 0.5)
+    (known,) = site._lessons.values()
+    assert [lesson.chained for lesson in known.blocks.values()] == [True] * (len(known.blocks) - 1) + [False]
+
+
+def test_norms_and_sums_see_only_the_chosen_rows():
+    model, seen = dit(), []
+    put_on(model, lambda offset, depth, kind: 0.25)
+    with torch.no_grad(), denoising(model, 3):
+        for step in range(3):
+            if step == 2:
+                for block in model.transformer_blocks:
+                    for norm in (block.norm1, block.norm3):
+                        norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
+    assert sorted(set(seen)) == [2, 4]  # one row for each gate, and 4 of 16 tokens
+
+
+def test_a_stream_that_is_worked_on_between_blocks_is_put_together_there():
+    def changed(model):
+        model.transformer_blocks[0].register_forward_hook(lambda module, args, result: result * 1.5)
+        return model
+
+    outputs = []
+    for packs in (True, False):
+        model = changed(dit())
+        put_on(model, lambda offset, depth, kind: 0.5)
+        site = site_of(model)
+        site.packs = packs
+        with torch.no_grad(), denoising(model, 3):
+            outputs.append(
+                [
+                    model(normal(1, 4, 8, 8, seed=s), torch.tensor([900 - s]), class_labels=torch.tensor([3])).sample
+                    for s in range(3)
+                ]
+            )
+        assert not any(b.chained for k in site._lessons.values() for b in k.blocks.values())
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_breaks_the_chain_later_is_computed_in_full():
+    model = dit()
+    put_on(model, lambda offset, depth, kind: 0.5)
+    site, plain = site_of(model), dit()
+    with torch.no_grad(), denoising(model, 3):
+        for step in range(3):
+            if step == 1:
+                for each in (model, plain):
+                    each.transformer_blocks[0].register_forward_hook(lambda module, args, result: result * 1.5)
+            given = normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step])
+            found = model(*given, class_labels=torch.tensor([3])).sample
+            if step == 1:
+                assert torch.equal(found, plain(*given, class_labels=torch.tensor([3])).sample)
+    assert "another stream" in site.unpacked[""]
+
+
+def test_post_norms_go_module_by_module():
+    """A block that norms what it adds does more than adding up results."""
+
+    model = dit()
+    for block in model.transformer_blocks:
+        inner = block.forward
+        block.forward = lambda *args, inner=inner, **kwargs: inner(*args, **kwargs).tanh()
+    put_on(model, lambda offset, depth, kind: 0.5)
+    with torch.no_grad(), denoising(model, 2):
+        for step in range(2):
+            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
+    assert "more than adding up" in site_of(model).unpacked[""]
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_carry_a_step(monkeypatch):
+    """S once for each part of each block, P once for each self-attention, through the dispatch."""
+    calls = []
+    run_kernel = Kernel.__call__
+    model = dit()
+    put_on(model, lambda offset, depth, kind: 0.5)
+    with torch.no_grad(), denoising(model, 3), checked():
+        for step in range(3):
+            if step == 2:
+                monkeypatch.setattr(Kernel, "__call__", lambda k, *a: (calls.append(k.name), run_kernel(k, *a))[1])
+            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
+    assert calls == ["project_epilogue", "scatter_update", "scatter_update"] * 2
+
+
+def test_counting_within_counting_counts_for_both():
+    with counting() as outer, counting() as inner:
+        from diffcache.kernels.dispatch import _count
+
+        _count("scatter_update", "dtype float64")
+    assert outer == inner == {("scatter_update", "dtype float64"): 1}
+
+
+# -- bonus -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bonus_spreads_the_chosen_over_the_picture():
+    model = dit()
+    accelerate_model(model, "toca", keep=0.25, warmup=1, interval=4, bonus=1e3, window=2, age_weight=0.0, oldest=0)
+    with torch.no_grad(), denoising(model, 2):
+        for step in range(2):
+            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
+        ((_, hook),) = model.diffcache.hooks.values()
+        (branch,) = hook.segment.branches.values()
+        chosen = branch.cache.chosen
+    assert branch.cache.grid == (4, 4)
+    assert len({(i // 4 // 2, i % 4 // 2) for i in chosen.tolist()}) == len(chosen)
+
+
+def test_a_bonus_without_rows_and_columns_is_refused():
+    name = "FluxTransformer2DModel"
+    bare(name)
+    accelerate_model(model_of(name), "toca", keep=0.25, warmup=1, bonus=0.4)
+    try:
+        with pytest.raises(UnsupportedModelError, match="bonus: 0.4 needs rows and columns"):
+            run(name)
+    finally:
+        model_of(name).diffcache.restore()
