@@ -18,6 +18,7 @@ from . import __version__
 from .cli_calibrate import EPILOG, calibrate
 from .cli_info import add_to
 from .cli_options import (
+    Actions,
     Clip,
     Debug,
     Device,
@@ -29,6 +30,8 @@ from .cli_options import (
     NegativePrompt,
     Pixels,
     Prompt,
+    Settings,
+    Steps,
     state,
 )
 from .cli_report import EPILOG as REPORT_EPILOG
@@ -84,15 +87,10 @@ def sample(
     ] = "worldcache",
     prompt: Prompt = None,
     negative_prompt: NegativePrompt = None,
-    actions: Annotated[
-        str | None,
-        typer.Option(
-            help="World models: F forward, B back, L/R turn, A/D step left/right, N nothing, with counts: F8L4."
-        ),
-    ] = None,
+    actions: Actions = None,
     image: Image = None,
     clip: Clip = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     guidance: Guidance = None,
     height: Pixels = None,
@@ -100,10 +98,7 @@ def sample(
     frames: Frames = None,
     dtype: Dtype = None,
     device: Device = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated (diffcache methods)."),
-    ] = None,
+    settings: Settings = None,
     schedule: Annotated[
         Path | None, typer.Option(help="Calibrated methods: the file that diffcache calibrate wrote.")
     ] = None,

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import Clip, Debug, Device, Dtype, Frames, Guidance, Image, Model, NegativePrompt, Pixels, Prompt
+from .cli_options import (
+    Actions,
+    Clip,
+    Debug,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Image,
+    Model,
+    NegativePrompt,
+    Pixels,
+    Prompt,
+    Settings,
+)
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +32,8 @@ if TYPE_CHECKING:
     from .media.session import Session
 
 SUFFIX = ".safetensors"
+#: of the file that holds what an interrupted calibration has measured
+KEPT = ".partial"
 EPILOG = (
     "Examples:\n\n"
     "  diffcache calibrate --model tiny-wan --method magcache --out tiny-wan.safetensors\n\n"
@@ -27,18 +43,23 @@ EPILOG = (
 
 
 def calibrate(
-    method: Annotated[str, typer.Option(help="magcache or teacache.")],
+    method: Annotated[str, typer.Option(help="A method that needs numbers of the model: magcache or teacache.")],
     model: Model = "tiny-world",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help=f"File to write ({SUFFIX}).", show_default=f"out/<model>-<method>{SUFFIX}"),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the dense runs, one each: 0,1,2.")] = "0",
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the runs, one each: 0,1,2.", show_default="the method's")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the schedule holds for that number only.")] = None,
-    degree: Annotated[int, typer.Option(help="teacache: highest degree of the polynomial.")] = 4,
+    degree: Annotated[
+        int | None, typer.Option(help="teacache: highest degree of the polynomial.", show_default="4")
+    ] = None,
+    settings: Settings = None,
     prompt: Prompt = None,
     negative_prompt: NegativePrompt = None,
-    actions: Annotated[str | None, typer.Option(help="World models: an action string, F8L4.")] = None,
+    actions: Actions = None,
     image: Image = None,
     clip: Clip = None,
     guidance: Guidance = None,
@@ -60,23 +81,23 @@ def calibrate(
     from .media.terminal import StepProgress, console, say, summarise
     from .media.writing import check_target
 
-    wanted = read_seeds(seeds)
+    wanted = None if seeds is None else read_seeds(seeds)
     check_model(model)
-    fields = (prompt, negative_prompt, actions, image, clip, steps, wanted[0], guidance, height, width, frames)
-    request = Request(*fields)
+    request = Request(prompt, negative_prompt, actions, image, clip, steps, 0, guidance, height, width, frames)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
-    from .learn import calibrate as measure  # loads torch: not before everything light is checked
-    from .learn import check_settings, describe, write_calibration
+    from .learn import describe, make_calibrator, write_calibration  # loads torch: not before what is light is checked
     from .media.runs import generate
-    from .media.session import open_session
+    from .media.session import open_session, read_fields
 
-    check_settings(method, degree)
+    options = {} if degree is None else {"degree": degree}
+    calibrator = make_calibrator(method, **options, **read_fields(settings or []))
+    wanted = wanted or read_seeds(calibrator.seeds)
     session = open_session(model, method, [], request, dtype, device)
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:
         runs = [partial(generate, arguments=session.call.arguments, seed=seed) for seed in wanted]
-        found = measure(session.pipe, method, runs, progress=progress, degree=degree)
+        found = calibrator.measure(session.pipe, runs, progress, target.with_suffix(KEPT))
     write_calibration(found, target)
     summarise(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",

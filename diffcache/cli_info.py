@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import Debug, Dtype, Frames, Guidance, Image, Pixels, Prompt
+from .cli_options import Debug, Dtype, Frames, Guidance, Image, Pixels, Prompt, Settings
 from .errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ def info(
     method: Annotated[
         str | None, typer.Option(help="Estimate what this method would hold: a name with fields, or a file.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated.")
-    ] = None,
+    settings: Settings = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     height: Pixels = None,
     width: Pixels = None,

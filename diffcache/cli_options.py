@@ -28,3 +28,12 @@ Pixels = Annotated[int | None, typer.Option(help="Pixels.")]
 Frames = Annotated[int | None, typer.Option(help="Video frames.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default the fastest one.")]
+Actions = Annotated[
+    str | None,
+    typer.Option(help="World models: F forward, B back, L/R turn, A/D step left/right, N nothing, with counts: F8L4."),
+]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A field of the method; may be repeated (diffcache methods)."),
+]

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import Clip, Debug, Device, Dtype, Frames, Guidance, Image, Model, NegativePrompt, Pixels, Prompt
+from .cli_options import (
+    Actions,
+    Clip,
+    Debug,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Image,
+    Model,
+    NegativePrompt,
+    Pixels,
+    Prompt,
+    Steps,
+)
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +48,7 @@ def report(
             show_default="a set that shows diffcache beside its peers",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's")] = None,
+    steps: Steps = None,
     seeds: Annotated[int, typer.Option(help="How many seeds; every row runs on each.")] = 8,
     sweep: Annotated[bool, typer.Option("--sweep", help="Vary the one natural knob of each method.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, taken in turn by seed.")] = None,
@@ -49,7 +63,7 @@ def report(
     tolerance: Annotated[float, typer.Option(help="With --baseline: share of a figure that may be lost.")] = 0.05,
     prompt: Prompt = None,
     negative_prompt: NegativePrompt = None,
-    actions: Annotated[str | None, typer.Option(help="World models: an action string, F8L4.")] = None,
+    actions: Actions = None,
     image: Image = None,
     clip: Clip = None,
     guidance: Guidance = None,

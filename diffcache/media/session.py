@@ -102,11 +102,16 @@ def check_class(request: Request, entry: ZooEntry | None) -> None:
 
 def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:
     """The method's configuration; what the zoo recommends for the model holds where the method comes without fields."""
-    fields = dict(_setting(text) for text in settings)
+    fields = read_fields(settings)
     name, _, given = method.partition(":")
     if entry is not None and name in entry.methods and not given:
         fields = {**entry.methods[name], **fields}
     return make_config(method, **fields)
+
+
+def read_fields(settings: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as fields; raises ConfigError where one does not read."""
+    return dict(_setting(text) for text in settings)
 
 
 def _setting(text: str) -> tuple[str, Any]:
