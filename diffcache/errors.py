@@ -1,4 +1,4 @@
-"""The exceptions that diffcache raises, and the one warning that it gives."""
+"""The exceptions that diffcache raises, and the warnings that it gives."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class ConfigError(ValueError):
 
 class NothingSkippedWarning(UserWarning):
     """A method that may skip was on for a whole trajectory and computed every step."""
+
+
+class CalibratingWarning(UserWarning):
+    """A generation is computed in full because a method measures the model in it."""
 
 
 class UncompiledWarning(UserWarning):

@@ -98,7 +98,7 @@ def _attach_language(model: nn.Module, config: LanguageConfig) -> None:
 
 def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:
     denoisers = {name: (model, inspect_denoiser(model)) for name, model in models.items()}
-    recipe = named_modalities(config.recipe(), owner)
+    recipe = named_modalities(config.recipe_for(owner), owner)
     _check_modalities(recipe.modalities, denoisers)
     if recipe.calibration is not None:
         recipe.calibration.check_models({name: identify(*found) for name, found in denoisers.items()})

@@ -100,11 +100,13 @@ class Cache(ABC):
     Attributes:
         pending: the coming run, while the host has not read it.
         grows: whether predicted steps add to what is held.
+        branch: name of the branch.
     """
 
     pending: Outlook | None = None
     grows: bool = False
     _peak_bytes: int = 0
+    branch: str = ""
 
     @property
     @abstractmethod

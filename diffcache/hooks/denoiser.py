@@ -10,6 +10,7 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
+from ..predictors import Fitted
 from .anatomy import Anatomy
 from .attach import attach, detach
 from .branch import Branch
@@ -19,6 +20,7 @@ from .clock import Clock
 from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings, pays
+from .fitted import FittedSite
 from .flow import leaves
 from .gated import GatedSite
 from .modules import find_units, unit_kinds
@@ -313,6 +315,8 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
         return GatedSite(model, anatomy, recipe)
     if recipe.site == "output" and recipe.selector is not None:
         return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
+    if isinstance(recipe.predictor, Fitted):
+        return FittedSite(anatomy, recipe)
     if recipe.site == "output":
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":

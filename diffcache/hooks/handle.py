@@ -139,6 +139,7 @@ class Handle:
         self.sampler = None if scheduler is None else type(scheduler).__name__
         if self.recipe.calibration is not None:
             self.recipe.calibration.check_sampler(self.sampler)
+            self.recipe.calibration.check_guidance(getattr(self.owner, "_guidance_scale", None))
 
     def install(self) -> None:
         """Put the hooks on. If one of them fails, none stays."""

@@ -20,6 +20,7 @@ from .anatomy import Anatomy
 from .batch import Batch, Batches
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
+from .forms import Form, counterparts, floating
 from .outputs import flatten
 from .recipe import Recipe
 from .rows import Rows
@@ -27,48 +28,10 @@ from .sites import Answer, Asking, Judge, OutputSite, Run
 
 
 @dataclass(frozen=True)
-class _Form:
-    """Shape of an output, and its channel axis."""
-
-    shape: torch.Size
-    axis: int
-
-    def cut(self, sample: Tensor) -> Tensor | None:
-        """The channels of ``sample`` that the output is about; None if they differ in more than channels.
-
-        Pipelines put the noisy channels first and conditions behind them; a learned variance comes behind the noise.
-        """
-        if sample.shape == self.shape:
-            return sample
-        if sample.dim() != len(self.shape):
-            return None
-        cut = sample.narrow(self.axis, 0, min(sample.shape[self.axis], self.shape[self.axis]))
-        others = [i for i in range(sample.dim()) if i != self.axis]
-        return cut if all(cut.shape[i] == self.shape[i] for i in others) else None
-
-    def less(self, output: Tensor, base: Tensor | None) -> Tensor:
-        """What the output has over its base."""
-        return self._add(output, base, -1)
-
-    def onto(self, difference: Tensor, base: Tensor | None) -> Tensor:
-        """The output from its base."""
-        return self._add(difference, base, 1)
-
-    def _add(self, value: Tensor, base: Tensor | None, sign: int) -> Tensor:
-        if base is None:
-            return value
-        if base.shape == value.shape:
-            return torch.add(value, base, alpha=sign)
-        value = value.clone()
-        value.narrow(self.axis, 0, base.shape[self.axis]).add_(base, alpha=sign)
-        return value
-
-
-@dataclass(frozen=True)
 class _Seen:
     """What a computed call showed: drivers with what they drive, and what each output has over its base."""
 
-    forms: list[_Form]
+    forms: list[Form]
     drivers: list[Tensor]
     driven: list[Tensor]
     differences: list[Tensor]
@@ -84,7 +47,7 @@ class RateCache(Forecast):
 
     def forget(self) -> None:
         super().forget()
-        self.forms: list[_Form] = []
+        self.forms: list[Form] = []
         self.rates: list[Tensor] = []
         self.computed: list[tuple[Tensor, Tensor]] = []
         self.previous: list[Tensor] = []
@@ -150,7 +113,7 @@ class RateSite(OutputSite, Asking):
 
     def _seen(self, run: Run, result: Any) -> _Seen:
         inputs, (outputs, _) = self._inputs(run), flatten(result)
-        forms = [_Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
+        forms = [Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
         bases = counterparts(self.anatomy, inputs, forms)
         driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None]
         if not driven:
@@ -158,15 +121,15 @@ class RateSite(OutputSite, Asking):
         differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
         return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences)
 
-    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[_Form]) -> list[Tensor]:
+    def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[Form]) -> list[Tensor]:
         """The inputs whose change tells how far the outputs with a counterpart move; else the noisy sample."""
         found = [base for base in bases if base is not None]
-        noise = _floating(inputs[self.anatomy.sample])[0]
+        noise = floating(inputs[self.anatomy.sample])[0]
         return found or [noise if self._by_sample(inputs, forms) else noise[None]]
 
-    def _by_sample(self, inputs: Mapping[str, Any], forms: list[_Form]) -> bool:
+    def _by_sample(self, inputs: Mapping[str, Any], forms: list[Form]) -> bool:
         """Whether noise and output have a batch in common although their tokens differ; else each is taken as one."""
-        noise, shape = _floating(inputs[self.anatomy.sample])[0], forms[0].shape
+        noise, shape = floating(inputs[self.anatomy.sample])[0], forms[0].shape
         return noise.dim() == len(shape) > 2 and noise.shape[0] == shape[0]
 
     def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> Answer:
@@ -219,29 +182,8 @@ class RateSite(OutputSite, Asking):
 
     def _inputs(self, run: Run) -> dict[str, Any]:
         inputs = self.anatomy.bind(run.args, run.keywords)
-        if not _floating(inputs.get(self.anatomy.sample)):
+        if not floating(inputs.get(self.anatomy.sample)):
             raise UnsupportedModelError(
                 f"{self.recipe.name}: {self.anatomy.model_class} was called without {self.anatomy.sample}"
             )
         return inputs
-
-
-def counterparts(anatomy: Anatomy, inputs: Mapping[str, Any], forms: list[_Form]) -> list[Tensor | None]:
-    """For each output the input that it is the noise or the velocity of, or None: the sample's tensors in order, then
-    other inputs of the output's shape (sound beside a film)."""
-    fixed = {anatomy.sample, anatomy.timestep, *anatomy.conditioning}
-    own = _floating(inputs[anatomy.sample])
-    others = [tensor for name, value in inputs.items() if name not in fixed for tensor in _floating(value)]
-    found: list[Tensor | None] = [form.cut(tensor) for form, tensor in zip(forms, own, strict=False)]
-    for form in forms[len(own) :]:
-        match = next((i for i, tensor in enumerate(others) if tensor.shape == form.shape), None)
-        found.append(None if match is None else others.pop(match))
-    return found
-
-
-def _floating(value: Any) -> list[Tensor]:
-    """Tensors of numbers in an argument, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    parts = value if isinstance(value, (list, tuple)) else ()
-    return [tensor for part in parts for tensor in _floating(part)]

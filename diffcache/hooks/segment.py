@@ -107,7 +107,9 @@ class Segment:
             next(iter(self.branches.values())).forget()
         # What a branch hears is its own, and so is what its schedule makes of it.
         schedule = self.schedule if self.schedule.signal is None else self._new_schedule()
-        self.branches[key] = Branch(name, conditioning, self.site.cache(), schedule)
+        cache = self.site.cache()
+        cache.branch = name
+        self.branches[key] = Branch(name, conditioning, cache, schedule)
         return self.branches[key]
 
     # -- decisions -------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from typing import Any
 
 from ..errors import ConfigError, unknown
 from ..schedules.calibration import Calibration
+from .auto import AutoCalibrator
 from .calibrator import Calibrator, Call, Facts, Progress
 from .drift import DriftCalibrator
 from .magnitude import MagnitudeCalibrator
 
-CALIBRATORS: dict[str, type[Calibrator]] = {c.method: c for c in (MagnitudeCalibrator, DriftCalibrator)}
+CALIBRATORS: dict[str, type[Calibrator]] = {c.method: c for c in (MagnitudeCalibrator, DriftCalibrator, AutoCalibrator)}
 """The methods that can be calibrated."""
 
 

@@ -99,6 +99,10 @@ class MethodConfig(NamedConfig):
     def recipe(self) -> Recipe:
         """The site, schedule and predictor of this configuration."""
 
+    def recipe_for(self, owner: Any) -> Recipe:
+        """:meth:`recipe` on a pipeline or model; what comes with it may stand in for fields that were left open."""
+        return self.recipe()
+
     def _warmup(self, predictor: Predictor) -> int:
         # With fewer computed outputs than the predictor needs, every step is computed anyway.
         return max(self.warmup, predictor.least)

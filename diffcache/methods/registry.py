@@ -13,6 +13,7 @@ import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
 from ..plugins import load_plugins
+from .auto import AutoConfig
 from .base import NamedConfig, NoneConfig
 from .checks import check_choice
 from .drift import EasyCacheConfig, FBCacheConfig, MagCacheConfig, TeaCacheConfig
@@ -37,6 +38,7 @@ _BUILT_IN: dict[str, type[NamedConfig]] = {
     config.method: config
     for config in (
         WorldCacheConfig,
+        AutoConfig,
         PowerLawConfig,
         IntervalConfig,
         StepsConfig,

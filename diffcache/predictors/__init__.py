@@ -1,6 +1,7 @@
 """Pure tensor maths: from computed outputs to a value for now. Nothing here knows a model or a sampler."""
 
 from .base import Fit, Horizon, Predictor, weights
+from .fitted import Fitted, Pilot, Plan
 from .hermite import Hermite, Heterogeneous
 from .history import History
 from .layout import Modality, TokenLayout
@@ -15,6 +16,7 @@ from .trend import Trend
 
 __all__ = [
     "Fit",
+    "Fitted",
     "Hermite",
     "Heterogeneous",
     "History",
@@ -22,6 +24,8 @@ __all__ = [
     "Modality",
     "Moments",
     "Pace",
+    "Pilot",
+    "Plan",
     "Predictor",
     "Rest",
     "Sample",

@@ -8,6 +8,7 @@ from .drift import chaotic_drift, sample_drift, turning_drift
 from .magnitude import MagCache, ratios, resample, skip_error
 from .parallel import Parallel
 from .placement import Explicit, Interval, PowerLaw, power_law
+from .planned import Planned
 from .published import POLYNOMIALS, RATIOS, Polynomial
 from .signal import IDENTITY, EasyCache, FirstBlock, TeaCache
 
@@ -25,6 +26,7 @@ __all__ = [
     "Interval",
     "MagCache",
     "Parallel",
+    "Planned",
     "Polynomial",
     "PowerLaw",
     "Schedule",

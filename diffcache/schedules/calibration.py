@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 from torch import Tensor
@@ -65,6 +66,7 @@ class Calibration:
         runs: trajectories that were measured.
         experts: component name of each denoiser -> what was measured on it.
         source: the file that it was read from, for messages.
+        guidance: scale of classifier-free guidance that it holds for; None for any.
     """
 
     method: str
@@ -73,6 +75,7 @@ class Calibration:
     runs: int
     experts: Mapping[str, Expert]
     source: str = "calibration"
+    guidance: float | None = None
 
     def expert(self, name: str) -> Expert:
         """What was measured on the denoiser ``name``; the name of a single one does not matter."""
@@ -107,6 +110,18 @@ class Calibration:
         known = self.expert(name).steps
         if steps != known:
             raise self._mismatch("steps", str(known), str(steps))
+
+    def check_timesteps(self, made_for: Sequence[float], found: Sequence[float]) -> None:
+        """Refuse other timesteps, where both are known; raises ScheduleFileError."""
+        pairs = enumerate(zip(made_for, found, strict=False))
+        other = next((i for i, (a, b) in pairs if not isclose(a, b, rel_tol=1e-3, abs_tol=1e-3)), None)
+        if other is not None:
+            raise self._mismatch(f"timestep of step {other}", f"{made_for[other]:g}", f"{found[other]:g}")
+
+    def check_guidance(self, found: Any) -> None:
+        """Refuse another guidance scale, where it is known on both sides; raises ScheduleFileError."""
+        if self.guidance is not None and isinstance(found, (int, float)) and not isclose(found, self.guidance):
+            raise self._mismatch("guidance", f"{self.guidance:g}", f"{found:g}")
 
     def _mismatch(self, what: str, made_for: str, found: str) -> ScheduleFileError:
         return ScheduleFileError(

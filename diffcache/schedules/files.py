@@ -34,7 +34,7 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
     if path.suffix.lower() != SUFFIX:
         raise ScheduleFileError(f"{path}: unknown suffix '{path.suffix}', must be {SUFFIX}")
     numbers = {
-        f"{name}.{key}": value.detach().to("cpu", torch.float64).contiguous()
+        f"{name}.{key}": value.detach().to("cpu", _kept(value)).contiguous()
         for name, expert in calibration.experts.items()
         for key, value in expert.numbers.items()
     }
@@ -66,6 +66,11 @@ def read_calibration(path: str | Path) -> Calibration:
         raise ScheduleFileError(f"{path}: damaged: {type(error).__name__}: {error}") from error
 
 
+def _kept(value: Tensor) -> torch.dtype:
+    """Tables that come in fp32 stay so; anything else is fp64."""
+    return torch.float32 if value.dtype == torch.float32 else torch.float64
+
+
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if path.is_dir():
         raise ScheduleFileError(f"{path}: is a folder, must be a schedule file ({SUFFIX})")
@@ -92,6 +97,7 @@ def _header(calibration: Calibration) -> dict[str, Any]:
         "sampler": calibration.sampler,
         "steps": calibration.steps,
         "runs": calibration.runs,
+        **({} if calibration.guidance is None else {"guidance": calibration.guidance}),
         "experts": {
             name: {
                 "model": expert.identity.model,
@@ -115,6 +121,7 @@ def _calibration(source: str, header: Mapping[str, Any], numbers: Mapping[str, T
         runs=_typed(int, header["runs"]),
         experts={name: _expert(name, facts, numbers) for name, facts in _typed(dict, header["experts"]).items()},
         source=source,
+        guidance=header.get("guidance"),
     )
 
 

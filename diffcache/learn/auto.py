@@ -1,0 +1,254 @@
+"""Calibration of ``auto``: measures, plans, fits, and measures the plans (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..hooks.anatomy import find_denoisers, inspect_denoiser
+from ..hooks.compiled import unwrapped
+from ..hooks.identity import identify
+from ..predictors import Plan
+from ..predictors.evidence import Evidence, Track
+from ..schedules.calibration import Calibration, Expert, Identity
+from ..schedules.planning import Landscape, frontier, tabulate
+from .calibrator import Calibrator, Call, Facts, Progress, check_whole
+from .kept import Kept
+from .measuring import Reporter
+from .piloting import Flight, fly, psnr
+from .refitting import refit
+
+#: what a predicted step is taken to cost, in computed ones, until it is measured
+CHEAP = 0.02
+#: longest span that a probe predicts
+PROBE = 3
+
+
+@dataclass(frozen=True)
+class AutoCalibrator(Calibrator):
+    """Dense runs, probes of how far an error at each step is felt at the end, and runs of each plan.
+
+    Args:
+        speedups: for each of them there is a plan.
+        rounds: how often the weights of a plan are fitted anew on the trajectories that it makes.
+        probes: steps at which it is measured what an error there does to the result; 0 takes all to matter alike.
+    """
+
+    method: ClassVar[str] = "auto"
+    measures: ClassVar[str] = (
+        "what every span of predicted steps does to the result, and plans for a range of speed-ups"
+    )
+    seeds: ClassVar[str] = ",".join(map(str, range(1000, 1008)))
+
+    speedups: tuple[float, ...] = (1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
+    rounds: int = 1
+    probes: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "speedups", tuple(self.speedups) if isinstance(self.speedups, (list, tuple)) else ())
+        if not self.speedups or not all(isinstance(s, (int, float)) and 1 < s <= 100 for s in self.speedups):
+            raise ConfigError("speedups: must be a list of numbers > 1, at most 100: [2,3,4]")
+        check_whole("rounds", self.rounds, 0)
+        check_whole("probes", self.probes, 0)
+
+    def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
+        if len(calls) < 2:
+            raise ConfigError("seeds: one is too few, auto fits on some and must see how they differ: at least 2")
+        name, identity = _denoiser(pipe)
+        about = {"model": identity.model, "settings": identity.settings, "runs": len(calls), **asdict(self)}
+        bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, about))
+        bench.fly_dense()
+        landscape = Landscape(bench.evidence, bench.gains(self.probes))
+        counts = [count for count in map(bench.count, sorted(set(self.speedups))) if count >= 2]
+        if not counts:
+            raise ConfigError(f"speedups: {bench.steps} steps are too few for any of them")
+        plans = frontier(landscape, min(counts), max(counts))
+        found = [bench.improve(plans[count], self.rounds) for count in dict.fromkeys(counts) if count in plans]
+        expert = Expert(identity, bench.steps, bench.evidence.branches, *_numbers(found, bench))
+        bench.kept.discard()
+        sampler = getattr(pipe, "scheduler", None)
+        guidance = getattr(pipe, "_guidance_scale", None)
+        return Calibration(
+            self.method,
+            None if sampler is None else type(sampler).__name__,
+            bench.steps,
+            len(calls),
+            {name: expert},
+            guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
+        )
+
+    def describe(self, expert: Expert) -> Facts:
+        from ..methods.auto import assured
+
+        n = expert.numbers
+        rows = zip(n["speedup"].tolist(), n["computed"].sum(1).tolist(), n["psnr"].mean(1).tolist(), assured(expert))
+        return [
+            (f"{speed:.2f}x", f"{count:.0f} of {expert.steps} computed: {mean:.1f} dB, nine in ten above {sure:.1f} dB")
+            for speed, count, mean, sure in rows
+        ]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    plan: Plan
+    psnr: list[float]
+    costs: tuple[float, float, float]
+
+    @property
+    def speedup(self) -> float:
+        """Of the denoiser: steps at the cost of a computed one, over what this plan's cost."""
+        compute, predict, decide = self.costs
+        steps, count = self.plan.steps, len(self.plan.computed)
+        return steps * compute / (count * compute + (steps - count) * predict + steps * decide)
+
+
+class _Bench:
+    """What is measured, stage by stage."""
+
+    def __init__(self, pipe: Any, calls: list[Call], reporter: Reporter, kept: Kept) -> None:
+        self.pipe, self.calls, self.reporter, self.kept = pipe, calls, reporter, kept
+        self.tracks: list[list[Track]] = []
+        self.pictures: list[Tensor] = []
+
+    def fly_dense(self) -> None:
+        for number, call in enumerate(self.calls, 1):
+            label = f"dense run {number}/{len(self.calls)}"
+            stage = self.kept.once(label, lambda call=call, label=label: _pack(self._fly(call, None, label)))
+            tracks, pictures, timesteps = _unpack(stage)
+            self.tracks.append(tracks)
+            self.pictures.append(pictures)
+        lengths = {track.steps for track in self._all()}
+        if len(lengths) != 1:
+            raise ConfigError(
+                f"steps: the runs differ ({', '.join(map(str, sorted(lengths)))}), must be the same in all"
+            )
+        (self.steps,), self.timesteps = lengths, timesteps
+        self.evidence = Evidence.of(self._all(), self.steps)
+
+    def _fly(self, call: Call, plan: Plan | None, label: str, watching: bool = True) -> Flight:
+        return fly(self.pipe, call, plan, self.reporter, label, watching)
+
+    def _all(self) -> list[Track]:
+        return [track for tracks in self.tracks for track in tracks]
+
+    def count(self, speedup: float) -> int:
+        """Computed steps of a plan that is that much faster."""
+        return int((self.steps / speedup - self.steps * CHEAP) / (1.0 - CHEAP))
+
+    def gains(self, probes: int) -> list[float] | None:
+        """How much of an error at each step is felt in the result: measured at some, between them interpolated."""
+        if probes == 0 or self.steps < 2 * PROBE + 2:
+            return None
+        flat = Landscape(self.evidence)
+        starts = np.unique(np.linspace(1, self.steps - PROBE - 1, probes).round().astype(int))
+        felt = []
+        for number, start in enumerate(starts.tolist(), 1):
+            computed = [s for s in range(self.steps) if not start < s <= start + PROBE]
+            plan = tabulate(self.evidence, computed)
+            label = f"probe {number}/{len(starts)}"
+            stage = self.kept.once(label, lambda plan=plan, label=label: {"error": self._felt(plan, label)})
+            felt.append(float(stage["error"]) / max(flat.error(computed), 1e-30))
+        found = np.interp(np.arange(self.steps), starts + 0.5 * (PROBE + 1), np.log(np.maximum(felt, 1e-30)))
+        return np.exp(0.5 * (found - found.mean())).tolist()
+
+    def _felt(self, plan: Plan, label: str) -> Tensor:
+        made = self._fly(self.calls[0], plan, label, watching=False).pictures
+        return (made - self.pictures[0]).double().square().mean()
+
+    def improve(self, computed: Sequence[int], rounds: int) -> _Measured:
+        """The plan with these steps, after some rounds of fitting; the best of them by PSNR."""
+        plan, tried = tabulate(self.evidence, computed, self.timesteps), []
+        for turn in range(rounds + 1):
+            label = f"{len(computed)} of {self.steps} steps, round {turn + 1}/{rounds + 1}"
+            found = self.kept.once(
+                label, lambda plan=plan, label=label, turn=turn: self._try(plan, label, turn < rounds)
+            )
+            plan = _with(plan, found, "used") if turn == 0 else plan
+            tried.append(_Measured(_with(plan, found, "used"), found["psnr"].tolist(), tuple(found["costs"].tolist())))
+            if turn < rounds:
+                plan = _with(plan, found, "next")
+        return max(tried, key=lambda m: float(np.mean(m.psnr)))
+
+    def _try(self, plan: Plan, label: str, more: bool) -> dict[str, Tensor]:
+        """Run a plan on every call, and fit its weights on what it made."""
+        flights = [self._fly(call, plan, f"{label}, run {i}/{len(self.calls)}") for i, call in enumerate(self.calls, 1)]
+        made = [track for flight in flights for track in flight.tracks]
+        fitted = refit(plan, made, self._all())
+        quality = [psnr(flight.pictures, dense) for flight, dense in zip(flights, self.pictures, strict=True)]
+        costs = [median(flight.costs[i] for flight in flights) for i in range(3)]
+        used, nxt = _tables(plan), _tables(fitted)
+        used["limits"] = nxt["limits"]  # on the trajectories of the plan, not on dense ones
+        return {
+            "psnr": torch.tensor(quality, dtype=torch.float64),
+            "costs": torch.tensor(costs, dtype=torch.float64),
+            **{f"used.{key}": value for key, value in used.items()},
+            **{f"next.{key}": value for key, value in nxt.items()},
+        }
+
+
+def _tables(plan: Plan) -> dict[str, Tensor]:
+    return {
+        "weights": torch.tensor(list(plan.weights.values()), dtype=torch.float32),
+        "limits": torch.tensor(plan.limits, dtype=torch.float32),
+    }
+
+
+def _with(plan: Plan, found: dict[str, Tensor], which: str) -> Plan:
+    weights = dict(zip(plan.weights, found[f"{which}.weights"].tolist(), strict=True))
+    limits = tuple(found[f"{which}.limits"].tolist())
+    return Plan(plan.steps, plan.computed, weights, limits, plan.timesteps)
+
+
+def _pack(flight: Flight) -> dict[str, Tensor]:
+    stage = {"pictures": flight.pictures, "timesteps": torch.tensor(flight.timesteps, dtype=torch.float64)}
+    for i, track in enumerate(flight.tracks):
+        for branch, seen in track.outputs.items():
+            stage[f"{i}.output.{branch}"] = torch.stack([seen[step] for step in sorted(seen)])
+        if track.sampled:
+            stage[f"{i}.sample"] = torch.stack([track.samples[step] for step in sorted(track.samples)])
+    return stage
+
+
+def _unpack(stage: dict[str, Tensor]) -> tuple[list[Track], Tensor, tuple[float, ...]]:
+    tracks: dict[int, Track] = {}
+    for key, value in stage.items():
+        if key not in ("pictures", "timesteps"):
+            number, kind, *rest = key.split(".", 2)
+            track = tracks.setdefault(int(number), Track())
+            target = track.samples if kind == "sample" else track.outputs.setdefault(rest[0], {})
+            target.update(enumerate(value))
+    return [tracks[i] for i in sorted(tracks)], stage["pictures"], tuple(stage["timesteps"].tolist())
+
+
+def _denoiser(pipe: Any) -> tuple[str, Identity]:
+    models = {"denoiser": pipe} if isinstance(pipe, torch.nn.Module) else find_denoisers(pipe)
+    if len(models) != 1:
+        raise ConfigError(f"model: has {len(models)} denoisers ({', '.join(models)}), auto plans one")
+    ((name, model),) = models.items()
+    return name, identify(unwrapped(model), inspect_denoiser(unwrapped(model)))
+
+
+def _numbers(found: Sequence[_Measured], bench: _Bench) -> tuple[dict[str, Tensor], dict[str, float]]:
+    steps = bench.steps
+    computed = torch.tensor([[float(m.plan.computes(s)) for s in range(steps)] for m in found])
+    tables = [_tables(m.plan) for m in found]
+    numbers = {
+        "computed": computed,
+        "weights": torch.stack([t["weights"] for t in tables]),
+        "limits": torch.stack([t["limits"] for t in tables]),
+        "psnr": torch.tensor([m.psnr for m in found], dtype=torch.float32),
+        "speedup": torch.tensor([m.speedup for m in found], dtype=torch.float32),
+        "timesteps": torch.tensor(bench.timesteps or [0.0], dtype=torch.float32)[: steps if bench.timesteps else 0],
+    }
+    if not bench.timesteps:
+        numbers["timesteps"] = torch.full((1,), float("nan"))
+    compute, predict, decide = (median(m.costs[i] for m in found) for i in range(3))
+    return numbers, {"compute": compute, "predict": predict, "decide": decide}

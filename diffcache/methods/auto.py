@@ -1,0 +1,167 @@
+"""``auto``: the plan and the predictor are made from measurements of the model, for a target (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..errors import ConfigError, ScheduleFileError
+from ..hooks.recipe import Recipe
+from ..predictors import Fitted, Pilot, Plan
+from ..schedules import Planned
+from ..schedules.calibration import Calibration, Expert
+from ..schedules.pilots import FilePilot, FirstRun
+from .calibrated import STEPS, CalibratedConfig
+from .checks import check_number
+
+#: standard deviations below the mean where a plan's PSNR is taken to be: with 16 runs, nine in ten samples are above
+#: it with 90 % confidence if their PSNR is normal (a one-sided tolerance bound)
+CAUTION = 1.84
+#: what is asked for where no target is given
+SPEEDUP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoConfig(CalibratedConfig):
+    """Computes the steps that a measured plan says, and predicts the others with weights fitted to the model (ours).
+
+    ``diffcache calibrate --method auto`` measures what every span of predicted steps leaves as an error at the end of
+    the trajectory, plans by dynamic programming, fits the weights on the trajectories that the plan itself makes and
+    measures quality and time of each plan. Here the best one for the target is taken: the least error for ``speedup``,
+    the least time for ``min_psnr``. Without a file the plan that comes with the model is taken; else the first
+    generation is computed in full, and the following ones are planned from it. See docs/auto.md.
+
+    Memory of one branch: ``4 * numel(output) * element_size`` bytes (three outputs and one sample).
+
+    Args:
+        speedup: how many times faster the denoiser shall be, >= 1. Default 2, if there is no ``min_psnr``.
+        min_psnr: PSNR in dB against dense that nine in ten samples shall have; needs a calibration.
+        guard: a step more is computed where a prediction is worse than ``guard`` times the worst of the calibration;
+            ``inf`` switches that off.
+    """
+
+    method: ClassVar[str] = "auto"
+    summary: ClassVar[str] = "plans from measurements of the model: least error for a speedup, least time for a PSNR"
+    numbers: ClassVar[dict[str, tuple[int | None, ...]]] = {
+        "computed": (None, STEPS),
+        "weights": (None, None, STEPS, None),
+        "limits": (None, STEPS),
+        "psnr": (None, None),
+        "speedup": (None,),
+        "timesteps": (None,),
+    }
+
+    warmup: int = 1
+    cooldown: int = 0
+    max_skip: int = 64
+    speedup: float | None = None
+    min_psnr: float | None = None
+    guard: float = 1.5
+
+    def validate(self) -> None:
+        super().validate()
+        if self.speedup is not None and self.min_psnr is not None:
+            raise ConfigError("speedup: cannot go with min_psnr: one bounds the time, the other the error")
+        if self.speedup is not None:
+            check_number("speedup", self.speedup, 1, 1000, whole=False)
+        if self.min_psnr is not None:
+            check_number("min_psnr", self.min_psnr, 1, 200, whole=False)
+        check_number("guard", self.guard, 0, math.inf, whole=False)
+        if self.schedule is not None and self.max_skip > 0:
+            known = self._read()
+            choose(known, next(iter(known.experts.values())), self)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """A generation of its own stands in for a missing one."""
+        return False
+
+    def recipe(self) -> Recipe:
+        return self._recipe(None)
+
+    def recipe_for(self, owner: Any) -> Recipe:
+        return self._recipe(getattr(owner, "calibrations", {}).get(self.method))
+
+    def _recipe(self, home: str | None) -> Recipe:
+        if self.max_skip == 0:
+            return self._with(Pilot(), None)
+        if self.schedule is not None:
+            known = self._read()
+            return self._with(_pilot(known, self, None), known)
+        first = FirstRun(self._count, self.method)
+        if home is not None:
+            known = _read_home(home, self)
+            return self._with(_pilot(known, self, first), known)
+        if self.min_psnr is not None:
+            raise self.uncalibrated("min_psnr", "measured plans", (), "a target in speedup")
+        return self._with(first, None)
+
+    def _with(self, pilot: Pilot, known: Calibration | None) -> Recipe:
+        return Recipe(
+            self.method,
+            self,
+            "output",
+            lambda: Planned(pilot, self.guard, self.warmup, self.cooldown, self.max_skip),
+            Fitted(pilot),
+            calibration=known,
+        )
+
+    def _count(self, steps: int) -> int:
+        """Computed steps of a plan that nobody has timed: predicted ones are taken to cost nothing."""
+        return math.floor(steps / (self.speedup or SPEEDUP))
+
+
+def _read_home(path: str, config: AutoConfig) -> Calibration:
+    return AutoConfig(schedule=path, speedup=config.speedup, min_psnr=config.min_psnr)._read()
+
+
+def _pilot(known: Calibration, config: AutoConfig, instead: Pilot | None) -> FilePilot:
+    if len(known.experts) > 1:
+        raise ScheduleFileError(f"{known.source}: auto plans one denoiser, the file is for {len(known.experts)}")
+    ((name, expert),) = known.experts.items()
+    return FilePilot(plan_of(expert, choose(known, expert, config)), known, name, instead)
+
+
+def choose(known: Calibration, expert: Expert, config: AutoConfig) -> int:
+    """Number of the plan for the target.
+
+    Raises:
+        ConfigError: no plan reaches it; the message says what can be reached.
+    """
+    speeds, sure = expert.numbers["speedup"].double(), assured(expert)
+    if config.min_psnr is not None:
+        able = [i for i in range(len(speeds)) if float(sure[i]) >= config.min_psnr]
+        if not able:
+            raise ConfigError(
+                f"min_psnr: {config.min_psnr:g} is out of reach, the calibration ({known.source}) assures at most "
+                f"{float(sure.max()):.1f} dB (at {float(speeds[sure.argmax()]):.2f}x)"
+            )
+        return max(able, key=lambda i: float(speeds[i]))
+    wanted = config.speedup or SPEEDUP
+    able = [i for i in range(len(speeds)) if float(speeds[i]) >= wanted]
+    if not able:
+        raise ConfigError(
+            f"speedup: {wanted:g} is out of reach, the calibration ({known.source}) has plans from "
+            f"{float(speeds.min()):.2f}x to {float(speeds.max()):.2f}x"
+        )
+    return max(able, key=lambda i: float(sure[i]))
+
+
+def assured(expert: Expert) -> torch.Tensor:
+    """``[plans]``: the PSNR in dB that nine in ten samples have, from that of each run of the calibration."""
+    psnr = expert.numbers["psnr"].double()
+    if psnr.shape[1] < 2:
+        return psnr[:, 0]
+    return psnr.mean(1) - CAUTION * psnr.std(1)
+
+
+def plan_of(expert: Expert, number: int) -> Plan:
+    """One of the plans of a calibration."""
+    tables: Mapping[str, Any] = {name: expert.numbers[name].tolist() for name in ("limits", "weights", "timesteps")}
+    computed = [i for i, chosen in enumerate(expert.numbers["computed"][number].tolist()) if chosen]
+    weights = dict(zip(expert.branches, tables["weights"][number], strict=True))
+    return Plan(expert.steps, tuple(computed), weights, tuple(tables["limits"][number]), tuple(tables["timesteps"]))

@@ -1,0 +1,105 @@
+"""Weights that were fitted to a model: each step of a plan has its own, over the outputs computed last (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .base import Fit, Predictor
+from .moments import Moments
+
+#: computed outputs that a prediction is made of; the sample at the newest of them comes on top
+DEPTH = 3
+#: share of a regressor's own square sum that is added to it, so that outputs that are nearly equal do no harm
+RIDGE = 1e-7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which steps are computed, and what the others are predicted with.
+
+    Attributes:
+        steps: length of the trajectory.
+        computed: indices of the computed steps, rising; the first is 0.
+        weights: branch -> for each step :data:`DEPTH` weights over the planned outputs before it, newest first, and one
+            over the sample that the denoiser was given at the newest. A computed step has them too: they tell how far
+            off a prediction would have been there.
+        limits: for each step the largest relative error (RMS over RMS) that its prediction had in calibration; ``inf``
+            where that is not known.
+        timesteps: what the sampler passes to the denoiser; empty if unknown.
+    """
+
+    steps: int
+    computed: tuple[int, ...]
+    weights: Mapping[str, Sequence[Sequence[float]]]
+    limits: tuple[float, ...]
+    timesteps: tuple[float, ...] = ()
+    _chosen: frozenset[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_chosen", frozenset(self.computed))
+
+    def computes(self, step: int) -> bool:
+        """Whether the plan computes ``step``."""
+        return step in self._chosen
+
+    def before(self, step: int) -> tuple[int, ...]:
+        """The computed steps that a prediction for ``step`` is made of, newest first."""
+        return before(self.computed, step)
+
+
+def before(computed: Sequence[int], step: int) -> tuple[int, ...]:
+    """The last :data:`DEPTH` of ``computed`` (rising) below ``step``, newest first.
+
+    >>> before([0, 1, 2, 5, 9], 9)
+    (5, 2, 1)
+    """
+    return tuple([s for s in computed if s < step][: -DEPTH - 1 : -1])
+
+
+class Pilot:
+    """Says which plan holds for a trajectory. One without a plan may watch a trajectory to make one.
+
+    Attributes:
+        plan: the plan in force, or None: every step is computed.
+        watching: whether :meth:`watch` wants to be told.
+    """
+
+    plan: Plan | None = None
+    watching: bool = False
+
+    def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
+        """A trajectory begins: the plan that holds for it. Raises ScheduleFileError where it was made for another."""
+        return self.plan
+
+    def watch(self, branch: str, step: int, sample: Tensor | None, outputs: Sequence[Tensor]) -> None:
+        """A step was computed.
+
+        Args:
+            branch: name of the branch.
+            step: index in the segment.
+            sample: the noisy sample in the form of the output, or None where they differ.
+            outputs: what the denoiser returned.
+        """
+
+
+class Fitted(Predictor):
+    """``sum_k w[k] * F[k] + w_x * x``: a straight sum with the weights that the plan has for the step.
+
+    Reuse, linear, Taylor and any damping of them are special cases, so on the trajectories of the calibration none of
+    them is better. Unlike theirs the weights need not sum to 1.
+
+    Args:
+        pilot: says which plan holds.
+    """
+
+    depth = DEPTH
+    least = 1
+
+    def __init__(self, pilot: Pilot) -> None:
+        self.pilot = pilot
+
+    def fit(self, moments: Moments) -> Fit:
+        raise TypeError("Fitted takes its weights from a plan: nothing is fitted in a trajectory")
