@@ -7,6 +7,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from zlib import crc32
 
 import typer
 
@@ -29,6 +30,8 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .learn import Calibration
+    from .learn.calibrator import Call
+    from .media.request import Request
     from .media.session import Session
 
 SUFFIX = ".safetensors"
@@ -38,12 +41,13 @@ EPILOG = (
     "Examples:\n\n"
     "  diffcache calibrate --model tiny-wan --method magcache --out tiny-wan.safetensors\n\n"
     "  diffcache sample --model tiny-wan --method magcache --schedule tiny-wan.safetensors --compare\n\n"
+    "  diffcache calibrate --model tiny-wan --method auto --steps 30 --out auto.safetensors\n\n"
     "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors"
 )
 
 
 def calibrate(
-    method: Annotated[str, typer.Option(help="A method that needs numbers of the model: magcache or teacache.")],
+    method: Annotated[str, typer.Option(help="A method that needs numbers of the model: magcache, teacache or auto.")],
     model: Model = "tiny-world",
     out: Annotated[
         Path | None,
@@ -73,9 +77,11 @@ def calibrate(
     """Run a model densely and measure what a method needs to know about it.
 
     magcache: how the size of the residual over all blocks changes at each step. teacache: a polynomial from the
-    change of the first block's modulated input to that of the output, with how well it fits.
+    change of the first block's modulated input to that of the output, with how well it fits. auto: what spans of
+    predicted steps do to the result, and from it plans for a range of speed-ups (--set speedups=[2,3,4]).
 
-    The file holds for this model, method, sampler and number of steps; with others it is refused.
+    The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
+    that was interrupted goes on where it was when the same command is given again.
     """
     from .media.request import Request, check_model, short_name
     from .media.terminal import StepProgress, console, say, summarise
@@ -86,7 +92,6 @@ def calibrate(
     request = Request(prompt, negative_prompt, actions, image, clip, steps, 0, guidance, height, width, frames)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
     from .learn import describe, make_calibrator, write_calibration  # loads torch: not before what is light is checked
-    from .media.runs import generate
     from .media.session import open_session, read_fields
 
     options = {} if degree is None else {"degree": degree}
@@ -96,14 +101,32 @@ def calibrate(
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:
-        runs = [partial(generate, arguments=session.call.arguments, seed=seed) for seed in wanted]
-        found = calibrator.measure(session.pipe, runs, progress, target.with_suffix(KEPT))
+        kept = target.with_suffix(f".{_mark(request, wanted)}{KEPT}")
+        found = calibrator.measure(session.pipe, _runs(session, wanted), progress, kept)
     write_calibration(found, target)
     summarise(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
         [*describe(found), ("written to", str(target))],
     )
     say(f"use it: {_use(session, target, found)}")
+
+
+def _runs(session: Session, seeds: list[int]) -> list[Call]:
+    """A generation of each seed; models that ship differ in what they show, too, as in the report."""
+    from .media.request import check_model
+    from .media.runs import generate
+    from .media.session import folder_of
+    from .report.subject import Subject
+
+    entry = check_model(session.model)
+    subject = Subject(session.pipe, entry, folder_of(session.model, entry), session.request)
+    calls = {seed: subject.call(seed, session.call.steps) for seed in seeds}
+    return [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
+
+
+def _mark(request: Request, seeds: list[int]) -> str:
+    """Tells apart what interrupted calibrations of one file name were about."""
+    return f"{crc32(repr((request, seeds)).encode()):08x}"
 
 
 def read_seeds(text: str) -> list[int]:

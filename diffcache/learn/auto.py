@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from .piloting import Flight, fly, psnr
 from .refitting import refit
 
 #: what a predicted step is taken to cost, in computed ones, until it is measured
-CHEAP = 0.02
+CHEAP = 0.01
 #: longest span that a probe predicts
 PROBE = 3
 
@@ -43,9 +44,7 @@ class AutoCalibrator(Calibrator):
     """
 
     method: ClassVar[str] = "auto"
-    measures: ClassVar[str] = (
-        "what every span of predicted steps does to the result, and plans for a range of speed-ups"
-    )
+    measures: ClassVar[str] = "what spans of predicted steps do to the result, and plans for a range of speed-ups"
     seeds: ClassVar[str] = ",".join(map(str, range(1000, 1008)))
 
     speedups: tuple[float, ...] = (1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
@@ -117,11 +116,12 @@ class _Bench:
         self.pipe, self.calls, self.reporter, self.kept = pipe, calls, reporter, kept
         self.tracks: list[list[Track]] = []
         self.pictures: list[Tensor] = []
+        self.predict, self.decide = CHEAP, 0.0  # what these cost a step, in computed ones
 
     def fly_dense(self) -> None:
         for number, call in enumerate(self.calls, 1):
             label = f"dense run {number}/{len(self.calls)}"
-            stage = self.kept.once(label, lambda call=call, label=label: _pack(self._fly(call, None, label)))
+            stage = self.kept.once(label, partial(self._dense, call, label))
             tracks, pictures, timesteps = _unpack(stage)
             self.tracks.append(tracks)
             self.pictures.append(pictures)
@@ -133,6 +133,9 @@ class _Bench:
         (self.steps,), self.timesteps = lengths, timesteps
         self.evidence = Evidence.of(self._all(), self.steps)
 
+    def _dense(self, call: Call, label: str) -> dict[str, Tensor]:
+        return _pack(self._fly(call, None, label))
+
     def _fly(self, call: Call, plan: Plan | None, label: str, watching: bool = True) -> Flight:
         return fly(self.pipe, call, plan, self.reporter, label, watching)
 
@@ -141,7 +144,8 @@ class _Bench:
 
     def count(self, speedup: float) -> int:
         """Computed steps of a plan that is that much faster."""
-        return int((self.steps / speedup - self.steps * CHEAP) / (1.0 - CHEAP))
+        rest = self.steps * (1.0 / speedup - self.predict - self.decide)
+        return int(rest / (1.0 - self.predict))
 
     def gains(self, probes: int) -> list[float] | None:
         """How much of an error at each step is felt in the result: measured at some, between them interpolated."""
@@ -149,61 +153,58 @@ class _Bench:
             return None
         flat = Landscape(self.evidence)
         starts = np.unique(np.linspace(1, self.steps - PROBE - 1, probes).round().astype(int))
-        felt = []
+        felt, costs = [], []
         for number, start in enumerate(starts.tolist(), 1):
             computed = [s for s in range(self.steps) if not start < s <= start + PROBE]
             plan = tabulate(self.evidence, computed)
             label = f"probe {number}/{len(starts)}"
-            stage = self.kept.once(label, lambda plan=plan, label=label: {"error": self._felt(plan, label)})
+            stage = self.kept.once(label, partial(self._felt, plan, label))
             felt.append(float(stage["error"]) / max(flat.error(computed), 1e-30))
+            costs.append(stage["costs"])
+        compute, self.predict, self.decide = torch.stack(costs).median(0).values.tolist()
+        self.predict, self.decide = self.predict / compute, self.decide / compute
         found = np.interp(np.arange(self.steps), starts + 0.5 * (PROBE + 1), np.log(np.maximum(felt, 1e-30)))
         return np.exp(0.5 * (found - found.mean())).tolist()
 
-    def _felt(self, plan: Plan, label: str) -> Tensor:
-        made = self._fly(self.calls[0], plan, label, watching=False).pictures
-        return (made - self.pictures[0]).double().square().mean()
+    def _felt(self, plan: Plan, label: str) -> dict[str, Tensor]:
+        flight = self._fly(self.calls[0], plan, label, watching=False)
+        error = (flight.pictures - self.pictures[0]).double().square().mean()
+        return {"error": error, "costs": torch.tensor(flight.costs, dtype=torch.float64)}
 
     def improve(self, computed: Sequence[int], rounds: int) -> _Measured:
         """The plan with these steps, after some rounds of fitting; the best of them by PSNR."""
         plan, tried = tabulate(self.evidence, computed, self.timesteps), []
-        for turn in range(rounds + 1):
-            label = f"{len(computed)} of {self.steps} steps, round {turn + 1}/{rounds + 1}"
-            found = self.kept.once(
-                label, lambda plan=plan, label=label, turn=turn: self._try(plan, label, turn < rounds)
-            )
-            plan = _with(plan, found, "used") if turn == 0 else plan
-            tried.append(_Measured(_with(plan, found, "used"), found["psnr"].tolist(), tuple(found["costs"].tolist())))
-            if turn < rounds:
-                plan = _with(plan, found, "next")
+        for turn in range(1, rounds + 2):
+            label = f"{len(computed)} of {self.steps} steps, round {turn}/{rounds + 1}"
+            found = self.kept.once(label, partial(self._try, plan, label))
+            limits = tuple(found["limits"].tolist())
+            used = _with(plan, found["used"], limits)
+            tried.append(_Measured(used, found["psnr"].tolist(), tuple(found["costs"].tolist())))
+            plan = _with(plan, found["next"], limits)
         return max(tried, key=lambda m: float(np.mean(m.psnr)))
 
-    def _try(self, plan: Plan, label: str, more: bool) -> dict[str, Tensor]:
+    def _try(self, plan: Plan, label: str) -> dict[str, Tensor]:
         """Run a plan on every call, and fit its weights on what it made."""
-        flights = [self._fly(call, plan, f"{label}, run {i}/{len(self.calls)}") for i, call in enumerate(self.calls, 1)]
-        made = [track for flight in flights for track in flight.tracks]
-        fitted = refit(plan, made, self._all())
+        count = len(self.calls)
+        flights = [self._fly(call, plan, f"{label}, run {i}/{count}") for i, call in enumerate(self.calls, 1)]
+        fitted = refit(plan, [track for flight in flights for track in flight.tracks], self._all())
         quality = [psnr(flight.pictures, dense) for flight, dense in zip(flights, self.pictures, strict=True)]
         costs = [median(flight.costs[i] for flight in flights) for i in range(3)]
-        used, nxt = _tables(plan), _tables(fitted)
-        used["limits"] = nxt["limits"]  # on the trajectories of the plan, not on dense ones
         return {
             "psnr": torch.tensor(quality, dtype=torch.float64),
             "costs": torch.tensor(costs, dtype=torch.float64),
-            **{f"used.{key}": value for key, value in used.items()},
-            **{f"next.{key}": value for key, value in nxt.items()},
+            "limits": torch.tensor(fitted.limits, dtype=torch.float32),
+            "used": _table(plan),
+            "next": _table(fitted),
         }
 
 
-def _tables(plan: Plan) -> dict[str, Tensor]:
-    return {
-        "weights": torch.tensor(list(plan.weights.values()), dtype=torch.float32),
-        "limits": torch.tensor(plan.limits, dtype=torch.float32),
-    }
+def _table(plan: Plan) -> Tensor:
+    return torch.tensor(list(plan.weights.values()), dtype=torch.float32)
 
 
-def _with(plan: Plan, found: dict[str, Tensor], which: str) -> Plan:
-    weights = dict(zip(plan.weights, found[f"{which}.weights"].tolist(), strict=True))
-    limits = tuple(found[f"{which}.limits"].tolist())
+def _with(plan: Plan, table: Tensor, limits: tuple[float, ...]) -> Plan:
+    weights = dict(zip(plan.weights, table.tolist(), strict=True))
     return Plan(plan.steps, plan.computed, weights, limits, plan.timesteps)
 
 
@@ -239,11 +240,10 @@ def _denoiser(pipe: Any) -> tuple[str, Identity]:
 def _numbers(found: Sequence[_Measured], bench: _Bench) -> tuple[dict[str, Tensor], dict[str, float]]:
     steps = bench.steps
     computed = torch.tensor([[float(m.plan.computes(s)) for s in range(steps)] for m in found])
-    tables = [_tables(m.plan) for m in found]
     numbers = {
         "computed": computed,
-        "weights": torch.stack([t["weights"] for t in tables]),
-        "limits": torch.stack([t["limits"] for t in tables]),
+        "weights": torch.stack([_table(m.plan) for m in found]),
+        "limits": torch.tensor([m.plan.limits for m in found], dtype=torch.float32),
         "psnr": torch.tensor([m.psnr for m in found], dtype=torch.float32),
         "speedup": torch.tensor([m.speedup for m in found], dtype=torch.float32),
         "timesteps": torch.tensor(bench.timesteps or [0.0], dtype=torch.float32)[: steps if bench.timesteps else 0],
