@@ -1,4 +1,4 @@
-"""The command line: ``diffcache sample | report | calibrate | methods | models | info | doctor``.
+"""The command line: ``diffcache sample | report | calibrate | tune | methods | models | info | doctor``.
 
 Exit codes: 0 done, 1 failed although the arguments were right, 2 wrong arguments, 130 interrupted; an error is one line
 on stderr. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
@@ -36,6 +36,8 @@ from .cli_options import (
 )
 from .cli_report import EPILOG as REPORT_EPILOG
 from .cli_report import report
+from .cli_tune import EPILOG as TUNE_EPILOG
+from .cli_tune import tune
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -174,6 +176,7 @@ def _compare(session: Session, target: Path, fps: float, repeats: int) -> Facts:
 
 app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=EPILOG)(calibrate)
+app.command(epilog=TUNE_EPILOG)(tune)
 add_to(app)
 
 

@@ -30,7 +30,6 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .learn import Calibration
-    from .learn.calibrator import Call
     from .media.request import Request
     from .media.session import Session
 
@@ -92,7 +91,8 @@ def calibrate(
     request = Request(prompt, negative_prompt, actions, image, clip, steps, 0, guidance, height, width, frames)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
     from .learn import describe, make_calibrator, write_calibration  # loads torch: not before what is light is checked
-    from .media.session import open_session, read_fields
+    from .media.runs import generate
+    from .media.session import calls_of, open_session, read_fields
 
     options = {} if degree is None else {"degree": degree}
     calibrator = make_calibrator(method, **options, **read_fields(settings or []))
@@ -101,27 +101,16 @@ def calibrate(
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:
+        calls = calls_of(session, wanted)
+        runs = [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
         kept = target.with_suffix(f".{_mark(request, wanted)}{KEPT}")
-        found = calibrator.measure(session.pipe, _runs(session, wanted), progress, kept)
+        found = calibrator.measure(session.pipe, runs, progress, kept)
     write_calibration(found, target)
     summarise(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
         [*describe(found), ("written to", str(target))],
     )
     say(f"use it: {_use(session, target, found)}")
-
-
-def _runs(session: Session, seeds: list[int]) -> list[Call]:
-    """A generation of each seed; models that ship differ in what they show, too, as in the report."""
-    from .media.request import check_model
-    from .media.runs import generate
-    from .media.session import folder_of
-    from .report.subject import Subject
-
-    entry = check_model(session.model)
-    subject = Subject(session.pipe, entry, folder_of(session.model, entry), session.request)
-    calls = {seed: subject.call(seed, session.call.steps) for seed in seeds}
-    return [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
 
 
 def _mark(request: Request, seeds: list[int]) -> str:

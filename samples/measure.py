@@ -26,7 +26,7 @@ from diffcache.media.request import Call, Request
 from diffcache.media.runs import Run, run_once
 from diffcache.methods import make_config
 from diffcache.report import Fidelity, fidelity
-from diffcache.report.subject import Subject
+from diffcache.media.subject import Subject
 from diffcache.zoo import list_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 

@@ -100,6 +100,15 @@ def check_class(request: Request, entry: ZooEntry | None) -> None:
         build_call(getattr(diffusers, entry.pipeline), request, entry, Path(entry.name))
 
 
+def calls_of(session: Session, seeds: Sequence[int]) -> dict[int, Call]:
+    """What to generate from each seed; models that ship differ in what they show, too, as in the report."""
+    from .subject import Subject
+
+    entry = check_model(session.model)
+    subject = Subject(session.pipe, entry, folder_of(session.model, entry), session.request)
+    return {seed: subject.call(seed, session.call.steps) for seed in seeds}
+
+
 def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None = None) -> MethodConfig:
     """The method's configuration; what the zoo recommends for the model holds where the method comes without fields."""
     fields = read_fields(settings)

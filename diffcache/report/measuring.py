@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..media.frames import Clip, read_output
 from ..media.request import Call
 from ..media.runs import trajectories_of
+from ..media.subject import Subject
 from ..methods import MethodConfig, make_config
 from ..pipeline import accelerated
 from . import extras
@@ -24,7 +25,6 @@ from .peers import complete, peer_on
 from .pictures import Album
 from .plan import CONTROL, Spec
 from .stopwatch import counting, timed
-from .subject import Subject
 from .tokens import TokenMaps
 
 #: rows between two dense runs: each row is compared with the dense runs on both sides of it

@@ -11,13 +11,13 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..media.request import Request, check_model, short_name
+from ..media.subject import Subject, read_prompts
 from . import extras
 from .data import DATA, Machine, Model, Report, Row, Settings, load_report
 from .machine import examine_machine, examine_model
 from .measuring import Bench, OnStep, turned, without_folders
 from .pictures import DENSE, FOLDER, REAL, Album
 from .plan import Spec, make_plan
-from .subject import Subject, read_prompts
 
 MOST_SEEDS = 1000
 MOST_PICTURES = 6  # single pictures shown of as many seeds; of films one seed is shown

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = "sha256.json"
+CALIBRATIONS = "calibrations"
+"""Folder beside the weights with the schedule files that come with a model, each named after its method."""
 _LIBRARIES = ("diffusers", "transformers", "diffcache.zoo.autoencoder", "diffcache.zoo.world")
 
 
@@ -70,7 +72,9 @@ def load_folder(folder: Path, torch_dtype: torch.dtype | None = None) -> Diffusi
     components = {k: v for k, v in index.items() if isinstance(v, list)}
     loaded = {k: _load_component(folder / k, library, cls, dtype) for k, (library, cls) in components.items()}
     settings = {k: v for k, v in index.items() if isinstance(v, dict)}  # id2label of a DiTPipeline
-    return _find_class(*index["pipeline_class"].rsplit(":", 1))(**loaded, **settings)
+    pipeline = _find_class(*index["pipeline_class"].rsplit(":", 1))(**loaded, **settings)
+    pipeline.calibrations = {path.stem: str(path) for path in sorted((folder / CALIBRATIONS).glob("*.safetensors"))}
+    return pipeline
 
 
 def _find_class(library: str, name: str) -> Any:

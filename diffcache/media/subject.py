@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..media.request import Call, Request, build_call
 from ..zoo import ZooEntry
+from .request import Call, Request, build_call
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Subject:
         """Recorded clips beside the weights."""
         from safetensors import safe_open
 
-        from ..media.request import CLIPS
+        from .request import CLIPS
 
         path = self.folder / CLIPS
         if not path.is_file():

@@ -1,0 +1,237 @@
+"""``auto``: plans from measurements, the guard, what its files are refused for, and that it is better where it counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+
+from diffcache import ConfigError, ScheduleFileError, accelerate_pipeline, accelerated, restore
+from diffcache.errors import CalibratingWarning
+from diffcache.learn import calibrate, describe, read_calibration, write_calibration
+from diffcache.methods.auto import assured
+from diffcache.predictors.evidence import Evidence, Track
+from diffcache.predictors.fitted import before
+from diffcache.schedules.planning import Landscape, frontier, tabulate
+
+from .models import decisions, run_wan, wan_pipeline
+
+STEPS = 12
+OPTIONS = dict(speedups=[1.5, 2, 3], rounds=1, probes=2)
+
+
+def run(seed, steps=STEPS):
+    """A generation as calibration takes it: the latent stands for the pictures."""
+    return lambda pipe: run_wan(pipe, steps, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A calibration of the tiny random Wan pipeline, and its file."""
+    path = tmp_path_factory.mktemp("auto") / "auto.safetensors"
+    found = calibrate(wan_pipeline(), "auto", [run(1), run(2)], **OPTIONS)
+    write_calibration(found, path)
+    return found, str(path)
+
+
+def walk(seed, steps=8, width=40):
+    """A trajectory whose outputs are smooth curves."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c = torch.randn(3, width, generator=generator)
+    track = Track()
+    for step in range(steps):
+        t = step / steps
+        track.note("all", step, a * (1 - t), [a + b * t + c * t**2 * 0.3 + 0.1 * torch.sin(6 * t * b)])
+    return track
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_each_length_is_the_best_of_all():
+    """Dynamic programming with a last polish, against every placement there is."""
+    landscape = Landscape(Evidence.of([walk(0), walk(1)], 8))
+    for count, plan in frontier(landscape, 3, 5).items():
+        every = [(0, *rest) for rest in combinations(range(1, 8), count - 1)]
+        assert landscape.error(plan) <= 1.05 * min(map(landscape.error, every))
+
+
+def test_more_computed_steps_are_never_worse():
+    landscape = Landscape(Evidence.of([walk(0), walk(1)], 8))
+    errors = [landscape.error(plan) for _, plan in sorted(frontier(landscape, 2, 8).items())]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == 0.0
+
+
+def test_weights_are_no_worse_than_reuse_linear_and_taylor_on_what_they_were_fitted_to():
+    tracks = [walk(0), walk(1)]
+    evidence, computed = Evidence.of(tracks, 8), (0, 1, 3, 5)
+    plan = tabulate(evidence, computed)
+    for step in (4, 6, 7):
+        history = before(computed, step)
+        stack = [torch.stack([*(t.outputs["all"][s] for s in history), t.samples[history[0]]]) for t in tracks]
+        truth = torch.cat([t.outputs["all"][step] for t in tracks])
+
+        def miss(weights, stack=stack, truth=truth):
+            made = torch.cat([torch.tensor(weights, dtype=torch.float32) @ rows for rows in stack])
+            return float((made - truth).norm())
+
+        ahead = (step - history[0]) / (history[0] - history[1])
+        fitted = miss(plan.weights["all"][step])
+        assert fitted <= miss([1.0, 0.0, 0.0, 0.0]) * 1.0001
+        assert fitted <= miss([1.0 + ahead, -ahead, 0.0, 0.0]) * 1.0001
+
+
+def test_a_constant_trajectory_is_reproduced():
+    """With everything held constant a plan made of it changes nothing."""
+    track = Track()
+    for step in range(6):
+        track.note("all", step, torch.ones(9), [torch.arange(9.0)])
+    plan = tabulate(Evidence.of([track], 6), (0, 2))
+    for step in (1, 3, 4, 5):
+        weights, count = plan.weights["all"][step], len(plan.before(step))
+        made = sum(weights[:count]) * torch.arange(9.0) + weights[-1]
+        torch.testing.assert_close(made, torch.arange(9.0), rtol=1e-4, atol=1e-4)
+
+
+# -- a calibration and what runs with it -------------------------------------------------------------------------------
+
+
+def test_the_decisions_are_those_of_the_plan(made):
+    found, path = made
+    numbers = found.experts["transformer"].numbers
+    pipe = wan_pipeline()
+    for number, speedup in enumerate(numbers["speedup"].tolist()):
+        accelerate_pipeline(pipe, "auto", schedule=path, speedup=max(speedup - 1e-3, 1.0), guard=inf)
+        run(3)(pipe)
+        able = [i for i, s in enumerate(numbers["speedup"].tolist()) if s >= speedup - 1e-3]
+        best = max(able, key=lambda i: float(assured(found.experts["transformer"])[i]))
+        wanted = "".join("F" if chosen else "c" for chosen in numbers["computed"][best].tolist())
+        assert set(decisions(pipe)) == {wanted}, number
+
+
+def test_all_is_described_and_survives_the_file(made):
+    found, path = made
+    again = read_calibration(path)
+    assert describe(again) == describe(found)
+    assert again.guidance == 3.0
+    for name, value in found.experts["transformer"].numbers.items():
+        torch.testing.assert_close(again.experts["transformer"].numbers[name], value, equal_nan=True)
+
+
+def test_memory_is_three_outputs_and_a_sample(made):
+    _, path = made
+    pipe = wan_pipeline()
+    accelerate_pipeline(pipe, "auto", schedule=path, speedup=1.3, guard=inf)
+    made_of = run(3)(pipe)
+    assert {s.cached_bytes for s in pipe.diffcache.stats().segments} == {4 * made_of.numel() * 4}
+
+
+def test_a_harder_sample_than_those_of_the_calibration_is_computed_more_often(made):
+    _, path = made
+    pipe, counts = wan_pipeline(), []
+    for guard in (inf, 0.0):
+        accelerate_pipeline(pipe, "auto", schedule=path, speedup=1.3, guard=guard)
+        run(3)(pipe)
+        counts.append(decisions(pipe)[0].count("F"))
+    assert counts[0] < counts[1]
+    assert any(h is not None for h in pipe.diffcache.stats().segments[0].heard)
+
+
+def test_a_pipeline_without_a_calibration_is_measured_in_its_first_generation():
+    pipe, bare = wan_pipeline(), wan_pipeline()
+    accelerate_pipeline(pipe, "auto", speedup=2)
+    with pytest.warns(CalibratingWarning, match="no calibration for 12 steps"):
+        first = run(1)(pipe)
+    assert torch.equal(first, run(1)(bare))
+    run(2)(pipe)
+    assert {text.count("F") for text in decisions(pipe)} == {STEPS // 2}
+    restore(pipe)
+    assert torch.equal(run(1)(pipe), first)
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path):
+    kept, seen = tmp_path / "kept.partial", []
+
+    def broken(pipe):
+        raise KeyboardInterrupt
+
+    def counted(seed):
+        return lambda pipe: (seen.append(seed), run(seed)(pipe))[1]
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(wan_pipeline(), "auto", [counted(1), broken], kept=kept, **OPTIONS)
+    assert (seen, kept.is_file()) == ([1], True)
+    calibrate(wan_pipeline(), "auto", [counted(1), counted(2)], kept=kept, **{**OPTIONS, "probes": 0})
+    assert seen[:2] == [1, 1]  # other options: begun anew
+    assert not kept.exists()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_for_something_else_is_refused(made):
+    found, path = made
+    pipe = accelerate_pipeline(wan_pipeline(), "auto", schedule=path)
+    with pytest.raises(ScheduleFileError, match="steps: made for 12, but here it is 10"):
+        run(1, steps=10)(pipe)
+    with pytest.raises(ScheduleFileError, match="guidance: made for 3, but here it is 5"):
+        run_wan(pipe, STEPS, guidance=5.0)
+    other = replace(found, source="file")
+    with pytest.raises(ScheduleFileError, match="timestep of step 1: made for"):
+        other.check_timesteps((1.0, 2.0), (1.0, 3.0))
+    with pytest.raises(ScheduleFileError, match="method: made for auto"):
+        accelerate_pipeline(wan_pipeline(), "magcache", schedule=path)
+
+
+def test_a_target_out_of_reach_says_what_is_in_reach(made):
+    _, path = made
+    with pytest.raises(ConfigError, match=r"speedup: 50 is out of reach, .* has plans from \d\.\d+x to \d\.\d+x"):
+        accelerate_pipeline(wan_pipeline(), "auto", schedule=path, speedup=50)
+    with pytest.raises(ConfigError, match=r"min_psnr: 190 is out of reach, .* assures at most"):
+        accelerate_pipeline(wan_pipeline(), "auto", schedule=path, min_psnr=190)
+    with pytest.raises(ConfigError, match="min_psnr: auto needs the model's measured plans"):
+        accelerate_pipeline(wan_pipeline(), "auto", min_psnr=30)
+    with pytest.raises(ConfigError, match="speedup: cannot go with min_psnr"):
+        accelerate_pipeline(wan_pipeline(), "auto", speedup=2, min_psnr=30)
+
+
+def test_bad_calibrations_are_refused():
+    with pytest.raises(ConfigError, match="seeds: one is too few"):
+        calibrate(wan_pipeline(), "auto", run(1))
+    with pytest.raises(ConfigError, match="speedups: must be a list of numbers > 1"):
+        calibrate(wan_pipeline(), "auto", [run(1), run(2)], speedups=[0.5])
+    with pytest.raises(ConfigError, match="unknown option 'degree'"):
+        calibrate(wan_pipeline(), "auto", [run(1), run(2)], degree=3)
+    with pytest.raises(ConfigError, match="steps: the runs differ"):
+        calibrate(wan_pipeline(), "auto", [run(1), run(2, steps=10)], **OPTIONS)
+
+
+# -- on a trained model ------------------------------------------------------------------------------------------------
+
+
+def test_on_a_trained_model_it_beats_worldcache_and_fewer_steps_at_a_third_of_the_calls():
+    from diffcache.zoo import load_pipeline
+
+    pipe = load_pipeline("tiny-dit")
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample(steps=50):
+        call = dict(class_labels=[1], num_inference_steps=steps, guidance_scale=1.5, output_type="np")
+        return pipe(**call, generator=torch.Generator().manual_seed(11)).images
+
+    def psnr(pictures):
+        return -10 * np.log10(np.mean((pictures - dense) ** 2))
+
+    dense, fewer = sample(), psnr(sample(17))
+    with accelerated(pipe, "auto", speedup=2.8):
+        auto, used = psnr(sample()), decisions(pipe)[0].count("F")
+    with accelerated(pipe, "worldcache", computed=used, threshold=inf):
+        worldcache = psnr(sample())
+    assert used <= 18
+    assert auto > worldcache + 1.0
+    assert auto > fewer + 3.0
