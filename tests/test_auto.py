@@ -19,6 +19,7 @@ from diffcache.predictors.fitted import before
 from diffcache.schedules.planning import Landscape, frontier, tabulate
 
 from .models import decisions, run_wan, wan_pipeline
+from .reads import Reads, ignore_inside, watched
 
 STEPS = 12
 OPTIONS = dict(speedups=[1.5, 2, 3], rounds=1, probes=2)
@@ -121,6 +122,22 @@ def test_all_is_described_and_survives_the_file(made):
     assert again.guidance == 3.0
     for name, value in found.experts["transformer"].numbers.items():
         torch.testing.assert_close(again.experts["transformer"].numbers[name], value, equal_nan=True)
+
+
+def test_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted_one(made):
+    _, path = made
+    counts = []
+    for guard in (None, 1.5):
+        reads, pipe = Reads(), wan_pipeline()
+        ignore_inside(pipe.transformer, reads)
+        if guard is not None:
+            accelerate_pipeline(pipe, "auto", schedule=path, speedup=1.3, guard=guard)
+        with watched(reads):
+            run(3)(pipe)
+        counts.append(reads.count)
+    letters = decisions(pipe)[0]
+    assert "c" in letters
+    assert counts[1] - counts[0] <= letters.count("F")
 
 
 def test_memory_is_three_outputs_and_a_sample(made):

@@ -79,7 +79,7 @@ def test_without_a_schedule_the_command_is_named(run, method):  # noqa: F811
 
 
 BAD = {
-    "method": (["--method", "fora"], "method: 'fora' takes no calibration; those that do: magcache, teacache"),
+    "method": (["--method", "fora"], "method: 'fora' takes no calibration; those that do: magcache, teacache, auto"),
     "no method": ([], "Missing option '--method'"),
     "model": (["--method", "magcache", "--model", "tiny-wam"], "unknown model 'tiny-wam': did you mean 'tiny-wan'?"),
     "steps": (["--method", "magcache", "--steps", "0"], "steps: 0 is out of range"),

@@ -32,6 +32,7 @@ EXAMPLES = [
     ("toca", dict(keep=0.4, depth=-0.2, score="random")),
     ("duca", dict(interval=5)),
     ("worldcache-partial", dict(keep=0.1, score="turning", computed=10)),
+    ("auto", dict(speedup=2.5, guard=math.inf)),
     ("exact", {}),
     ("vanilla", {}),
     ("freecache", dict(settle=False)),
