@@ -24,9 +24,9 @@ from rich.progress import Progress
 from diffcache import accelerated
 from diffcache.media.request import Call, Request
 from diffcache.media.runs import Run, run_once
+from diffcache.media.subject import Subject
 from diffcache.methods import make_config
 from diffcache.report import Fidelity, fidelity
-from diffcache.media.subject import Subject
 from diffcache.zoo import list_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 

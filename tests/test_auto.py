@@ -1,4 +1,4 @@
-"""``auto``: plans from measurements, the guard, what its files are refused for, and that it is better where it counts."""
+"""``auto``: plans from measurements, the guard, what its files are refused for, and its quality on a trained model."""
 
 from __future__ import annotations
 

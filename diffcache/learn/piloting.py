@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import ConfigError, NothingSkippedWarning, UnsupportedModelError
 from ..hooks.recipe import Recipe
 from ..media.frames import read_output
 from ..methods import MethodConfig
@@ -84,7 +85,8 @@ def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str
     """Run a call under a plan."""
     reporter.begin(label)
     pilot = Recorder(plan, reporter, watching)
-    with accelerated(pipe, Piloted(pilot=pilot)), torch.no_grad():
+    with accelerated(pipe, Piloted(pilot=pilot)), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingSkippedWarning)  # a dense run is meant to be one
         if len(handle_of(pipe).hooks) != 1:
             raise UnsupportedModelError("auto plans pipelines with one denoiser, this one has several")
         output = run(pipe, call)
