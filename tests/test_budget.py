@@ -38,11 +38,11 @@ def test_the_optimum_is_that_of_brute_force_where_weights_share_a_unit(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_measured_weights_are_rounded_up_and_never_exceed_the_budget(seed):
+def test_measured_weights_are_rounded_and_never_exceed_the_budget(seed):
     problem = drawn(seed, cells=5)
     cost, weight = problem.total(solve(problem))
     assert weight <= problem.budget * (1 + 1e-9)
-    tighter = Problem(problem.cost, problem.weight, problem.budget * (1 - len(problem.cost) / 20_000))
+    tighter = Problem(problem.cost, problem.weight, problem.budget * (1 - 2 * len(problem.cost) / 20_000))
     assert brute_force(problem) - 1e-9 <= cost <= brute_force(tighter) + 1e-9
 
 
@@ -80,7 +80,7 @@ def test_2800_cells_take_less_than_2_seconds_of_the_processor():
     begin = time.process_time()
     _, spent = problem.total(solve(problem))
     assert time.process_time() - begin < 2.0
-    assert 0.9 * problem.budget < spent <= problem.budget
+    assert 0.999 * problem.budget < spent <= problem.budget
 
 
 # -- ages --------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Branch:
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.signature: Any = None
         self.exact = ExactMemory()
+        #: whether its first call was the same noise twice, where that was asked for
+        self.folded = False
 
     def forget(self) -> None:
         """Drop everything that was cached; decisions and timings stay."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..predictors import Fitted
 from .anatomy import Anatomy
 from .attach import attach, detach
+from .batch import folded
 from .branch import Branch
 from .budget import check_budget
 from .cache import Moment
@@ -30,6 +31,7 @@ from .recipe import Recipe
 from .segment import Segment, Verdict
 from .sessions import Progress, Session, Sessions
 from .sites import Answer, BodyOutput, OutputSite, Run, Site
+from .sparse import sparse_site
 from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
 from .tokens import TokenSite
 from .tree import ModuleTree
@@ -223,6 +225,8 @@ class DenoiserHook(ModelHook):
         if branch.signature != signature:
             branch.forget()
         branch.signature = signature
+        if step == 0 and self.recipe.table is not None:
+            branch.folded = folded(inputs.get(self.anatomy.sample))
         ahead = segment.ahead(step)
         return Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
 
@@ -313,6 +317,8 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
         return RateSite(anatomy, recipe)
     if recipe.signal is not None:
         return GatedSite(model, anatomy, recipe)
+    if recipe.site == "output" and recipe.table is not None:
+        return sparse_site(model, anatomy, find_units(model, "module", recipe.kinds), recipe)
     if recipe.site == "output" and recipe.selector is not None:
         return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
     if isinstance(recipe.predictor, Fitted):

@@ -140,13 +140,14 @@ class PackedPass(PartialPass):
         """How many tokens a block has to run on: as many as some unit of it, or of a later one on its stream, needs."""
         if not self._alive:
             later = 0
-            for name, lesson in reversed(self.blocks.items()):
-                here = (
-                    0 if lesson.whole else max([1, *(self._count(layer, kind) for _, layer, kind, _ in lesson.units)])
-                )
+            for block, lesson in reversed(self.blocks.items()):
+                here = 0 if lesson.whole else self._needed(lesson)
                 later = max(here, later if lesson.chained else 0)
-                self._alive[name] = 0 if lesson.whole else later
+                self._alive[block] = 0 if lesson.whole else later
         return self._alive[call]
+
+    def _needed(self, lesson: BlockLesson) -> int:
+        return max([1, *(self._count(name, layer, kind) for (name, _), layer, kind, _ in lesson.units)])
 
     def _enter(self, lesson: BlockLesson, tensor: Tensor, alive: int) -> Stream:
         stream, place = self._stream, lesson.inputs[lesson.stream]
@@ -179,7 +180,7 @@ class PackedPass(PartialPass):
         lesson, held, alive = self.lessons[call], self.memories[call], self._stream.count
         if lesson.whole is not None:  # no token reaches it
             return super().unit(call, layer, kind, feeds, forward, args, kwargs)
-        count = self._count(layer, kind)
+        count = self._count(call[0], layer, kind)
         self._note(count, self.selection.tokens)
         if count == 0:
             return held.template.rebuild(self._stale(lesson, held, alive))

@@ -15,6 +15,7 @@ from ..predictors.resting import DTYPES
 from ..schedules import Schedule
 from ..schedules.calibration import Calibration
 from ..schedules.selectors import Selector
+from ..schedules.sparsity import KeepTable
 from ..sizes import read_size
 
 #: (fit, moments, slopes, coming horizons with a leading axis) -> drift of each, shape [n]; of a hosted predictor with
@@ -46,8 +47,10 @@ class Recipe:
         selector: of site ``token``, which tokens a partial step recomputes.
         keep: of site ``token``: (steps since the last full one, depth of the block in [0, 1], kind of module) ->
             share of the tokens that is recomputed.
+        table: with a selector, the share of each unit at each step; has precedence over ``keep``.
         calibration: what the method's numbers were measured on, or None; another model or sampler is refused.
         calibrated: with a calibration, makes the schedule of the denoiser of that name; has precedence.
+        tabled: with a calibration, the table of the denoiser of that name.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Recipe:
     keep: Callable[[int, float, str], float] | None = None
     calibration: Calibration | None = None
     calibrated: Callable[[str], Schedule] | None = None
+    table: KeepTable | None = None
+    tabled: Callable[[str], KeepTable] | None = None
 
     @cached_property
     def rest(self) -> Rest:
@@ -81,4 +86,7 @@ class Recipe:
 
     def of(self, expert: str) -> Recipe:
         """The recipe of the denoiser ``expert``."""
-        return self if self.calibrated is None else replace(self, schedule=partial(self.calibrated, expert))
+        if self.calibrated is None:
+            return self
+        table = self.table if self.tabled is None else self.tabled(expert)
+        return replace(self, schedule=partial(self.calibrated, expert), table=table)

@@ -133,6 +133,9 @@ class Segment:
         else:  # what the last step has computed in part is computed anew, whatever it is
             for branch in self.branches.values():
                 branch.cache.pending = None
+        if step == 1 and self.recipe.table is not None:
+            branches = self.branches.values()
+            self.recipe.table.check_guidance(len(branches), any(branch.folded for branch in branches))
         computes = self.schedule.wants_compute(step)
         asks = self.schedule.signal is not None
         # A step that is computed needs no look: a change since the last one is found before anything is predicted.

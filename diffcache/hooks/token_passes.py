@@ -233,7 +233,7 @@ class PartialPass(TokenPass):
 
     Args:
         select: called once with the hidden stream where it enters.
-        count: (layer, kind) -> how many tokens a unit computes.
+        count: (name, layer, kind) -> how many tokens a unit computes.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class PartialPass(TokenPass):
         lessons: dict[Call, Lesson],
         start: nn.Module,
         select: Callable[[Tensor], Selection],
-        count: Callable[[int, str], int],
+        count: Callable[[str, int, str], int],
     ) -> None:
         super().__init__(memories, lessons)
         self._start, self._select, self._count = start, select, count
@@ -260,7 +260,7 @@ class PartialPass(TokenPass):
         if self.selection is None or lesson.whole is not None:  # a list that runs before the tokens enter
             self._note(1, 1)
             return self._in_full(call, feeds, forward, args, kwargs)
-        tokens, count = self.selection.tokens, self._count(layer, kind)
+        tokens, count = self.selection.tokens, self._count(call[0], layer, kind)
         self._note(min(count, tokens), tokens)
         if count >= tokens:
             return self._in_full(call, feeds, forward, args, kwargs)

@@ -24,6 +24,7 @@ from ..errors import UnsupportedModelError
 from ..kernels import counting
 from ..predictors.resting import home_of
 from ..schedules.selectors import Evidence
+from ..schedules.sparsity import count_tokens
 from .again import close_to, compare, repeatable
 from .anatomy import find_block_lists, inspect_denoiser
 from .attach import HOOK_NAME, attach, detach
@@ -157,6 +158,8 @@ class TokenSite(Site):
 
     def __init__(self, model: nn.Module, units: Sequence[Unit], recipe: Recipe) -> None:
         self.units, self.recipe, self._model = units, recipe, model
+        if recipe.table is not None:
+            recipe.table.check_units([unit.name for unit in units])
         if type(model).__name__ in _WITHOUT:
             raise self._refusal(_WITHOUT[type(model).__name__])
         self.now: TokenPass | None = None
@@ -215,8 +218,7 @@ class TokenSite(Site):
         form = _form(run)
         known = self._lessons[form]
         select = partial(cache.select, least=min(self._counts(cache, moment), default=0))
-        count = partial(self._count, moment.step - cache.full, len(cache.age))
-        now = self._pass(known, cache, select, count)
+        now = self._pass(known, cache, select, self._counter(cache, moment))
         try:
             with torch.no_grad(), counting() as fallbacks:
                 result = self._within(now, run)
@@ -247,8 +249,8 @@ class TokenSite(Site):
 
     def _counts(self, cache: TokenCache, moment: Moment) -> list[int]:
         """Tokens that each unit computes, without those that compute none."""
-        count = partial(self._count, moment.step - cache.full, len(cache.age))
-        return [c for c in (count(self._layers[u.name], u.kind) for u in self.units) if c > 0]
+        count = self._counter(cache, moment)
+        return [c for c in (count(u.name, self._layers[u.name], u.kind) for u in self.units) if c > 0]
 
     def _within(self, now: TokenPass, run: Run) -> Any:
         before, self.now = self.now, now
@@ -257,10 +259,18 @@ class TokenSite(Site):
         finally:
             self.now = before
 
-    def _count(self, offset: int, tokens: int, layer: int, kind: str) -> int:
-        """How many tokens a unit computes, so many steps after the last full one; a share above 0 is at least one."""
-        share = self.recipe.keep(offset, layer / max(self.layers - 1, 1), kind)
-        return min(max(round(share * tokens), 1), tokens) if share > 0.0 else 0
+    def _counter(self, cache: TokenCache, moment: Moment) -> Callable[[str, int, str], int]:
+        """(name, layer, kind) -> how many tokens a unit computes at a step; a share above 0 is at least one."""
+        tokens, table, offset = len(cache.age), self.recipe.table, moment.step - cache.full
+        if table is not None:
+            # a module that feeds a unit goes along with it
+            return lambda name, layer, kind: count_tokens(table.share(moment.step, name.partition(" ")[0]), tokens)
+
+        def count(name: str, layer: int, kind: str) -> int:
+            share = self.recipe.keep(offset, layer / max(self.layers - 1, 1), kind)
+            return min(max(round(share * tokens), 1), tokens) if share > 0.0 else 0
+
+        return count
 
     @property
     def layers(self) -> int:
@@ -298,7 +308,7 @@ class TokenSite(Site):
         if all(block.whole for block in known.blocks.values()):
             return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
         order, count = _trial(stream.shape[1], stream.device)
-        now = self._pass(known, cache, lambda stream: order, lambda layer, kind: count, poison=True)
+        now = self._pass(known, cache, lambda stream: order, lambda *unit: count, poison=True)
         try:
             found = self._within(now, run)
             now.end()
@@ -312,7 +322,7 @@ class TokenSite(Site):
     ) -> Mapping[Call, Tensor]:
         """Errors of each unit on some rows of the step that was just computed."""
         order, count = _trial(stream.shape[1], stream.device)
-        proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
+        proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda *unit: count)
         self._join(lessons)
         try:
             self._within(proof, run)
@@ -321,7 +331,7 @@ class TokenSite(Site):
             for unit in self.units:
                 for lesson in self._group(lessons, unit) if unit.feeders else ():
                     lesson.whole = lesson.whole or str(error).splitlines()[0]
-            proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda layer, kind: count)
+            proof = ProvingPass(cache.memories, lessons, start, lambda stream: order, lambda *unit: count)
             self._within(proof, run)
         return proof.errors
 

@@ -74,36 +74,37 @@ def solve(problem: Problem, resolution: int = RESOLUTION) -> Levels:
     """The exact optimum, by dynamic programming over cells (DiffSparse, eqs. 6 and 7, with <= for =).
 
     ``F_j(r) = min_s F_(j-1)(r - w_js) + C_js``, then back from ``min_r F_J(r)``. Weights that share a unit (tokens in
-    quarters) are taken as they are; others are rounded up to ``budget / resolution``, so the budget is never exceeded
-    and what remains of it is below ``cells / resolution``.
+    quarters) are taken as they are. Others are rounded to ``budget / resolution``, and the allocation is the best one
+    for the largest r whose weight, unrounded, keeps the budget.
 
     Returns:
         A level for each cell, ``[cells]``. Time ``cells * units * levels``, memory ``cells * units`` bytes.
-
-    Raises:
-        ConfigError: rounding has made the budget infeasible; it is within a thousandth of the least possible.
     """
-    units, limit = _in_units(problem, resolution)
+    units, unit, limit = _in_units(problem, resolution)
     best = np.zeros(limit + 1)
     choices = np.empty((len(units), limit + 1), np.int8)
     for cell, (cost, weight) in enumerate(zip(problem.cost, units, strict=True)):
         best = _with_cell(best, cost, weight, choices[cell])
-    if not np.isfinite(best).any():
-        low = problem.weight.min(1, where=np.isfinite(problem.cost), initial=np.inf).sum()
-        raise ConfigError(f"budget: {problem.budget:g} is infeasible, must be above {low * 1.001:g}")
-    return _back(choices, units, int(np.argmin(best)))
+    while np.isfinite(best).any():
+        spent = int(np.argmin(best))
+        levels = _back(choices, units, spent)
+        excess = problem.total(levels)[1] - problem.budget * (1 + 1e-9)
+        if excess <= 0:
+            return levels
+        best[max(spent - max(int(excess / unit), 1), 0) + 1 :] = np.inf
+        best[spent] = np.inf
+    return relax(problem)  # so near to the least possible that rounding matters
 
 
-def _in_units(problem: Problem, resolution: int) -> tuple[Levels, int]:
-    """Weights and budget as whole numbers."""
+def _in_units(problem: Problem, resolution: int) -> tuple[Levels, float, int]:
+    """Weights as whole numbers of a unit, the unit, and the budget in it."""
     steps = problem.weight[problem.weight > 0]
     unit = float(steps.min()) if steps.size else 1.0
     whole = problem.weight / unit
     if not np.allclose(whole, np.rint(whole), rtol=0, atol=1e-6) or problem.budget / unit > resolution:
         unit = max(problem.budget, 1e-30) / resolution
-        return np.ceil(problem.weight / unit - 1e-9).astype(np.int64), resolution
-    room = np.rint(whole).astype(np.int64)
-    return room, min(int(problem.budget / unit + 1e-6), int(room.max(1).sum()))
+    units = np.minimum(np.rint(problem.weight / unit), 1e12).astype(np.int64)
+    return units, unit, min(int(problem.budget / unit + 1e-6), int(units.max(1).sum()))
 
 
 def _with_cell(best: Floats, cost: Floats, weight: Levels, choice: NDArray[np.int8]) -> Floats:

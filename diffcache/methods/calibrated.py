@@ -52,7 +52,8 @@ class CalibratedConfig(MethodConfig):
     def uncalibrated(self, field: str, what: str, published: Iterable[str], more: str = "") -> ConfigError:
         """What to say where ``field`` and all that could stand for it are missing: the command that measures it."""
         command = f"diffcache calibrate --model MODEL --method {self.method} --out FILE.safetensors"
-        others = "; or ".join(filter(None, (f"published={'|'.join(published)}", more)))
+        names = "|".join(published)
+        others = "; or ".join(filter(None, (names and f"published={names}", more)))
         return ConfigError(
             f"{field}: {self.method} needs the model's {what}: run `{command}` and give schedule=FILE.safetensors; "
             f"or {others}"

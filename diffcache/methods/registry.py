@@ -31,6 +31,7 @@ from .language import (
     WindowConfig,
 )
 from .module import ForaConfig, HiCacheConfig, PABConfig, TaylorSeerConfig
+from .sparse import DiffSparseConfig
 from .token import DuCaConfig, ToCaConfig
 from .worldcache import WorldCacheConfig, WorldCachePartialConfig
 
@@ -48,6 +49,7 @@ _BUILT_IN: dict[str, type[NamedConfig]] = {
         PABConfig,
         ToCaConfig,
         DuCaConfig,
+        DiffSparseConfig,
         WorldCachePartialConfig,
         FBCacheConfig,
         TeaCacheConfig,

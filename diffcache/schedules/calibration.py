@@ -45,6 +45,7 @@ class Expert:
         numbers: what the method needs, by name.
         quality: how far the numbers can be trusted, by name.
         note: a warning in one line, where there is reason for one.
+        facts: what the numbers belong to and how they were found, by name; JSON-ready.
     """
 
     identity: Identity
@@ -53,6 +54,7 @@ class Expert:
     numbers: Mapping[str, Tensor]
     quality: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

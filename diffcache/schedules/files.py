@@ -106,6 +106,7 @@ def _header(calibration: Calibration) -> dict[str, Any]:
                 "branches": list(expert.branches),
                 "quality": dict(expert.quality),
                 "note": expert.note,
+                **({"facts": dict(expert.facts)} if expert.facts else {}),
             }
             for name, expert in calibration.experts.items()
         },
@@ -133,6 +134,7 @@ def _expert(name: str, facts: Mapping[str, Any], numbers: Mapping[str, Tensor]) 
         numbers={key.removeprefix(f"{name}."): t for key, t in numbers.items() if key.startswith(f"{name}.")},
         quality=_typed(dict, facts["quality"]),
         note=_typed(str, facts["note"]),
+        facts=_typed(dict, facts.get("facts", {})),
     )
 
 
