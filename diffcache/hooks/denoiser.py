@@ -226,7 +226,7 @@ class DenoiserHook(ModelHook):
             branch.forget()
         branch.signature = signature
         if step == 0 and self.recipe.table is not None:
-            branch.folded = folded(inputs.get(self.anatomy.sample))
+            branch.folded = folded(turn.inputs.get(self.anatomy.sample))
         ahead = segment.ahead(step)
         return Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
 

@@ -1,0 +1,167 @@
+"""DiffSparse's calibration: a table of shares for every step and module, learned under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from ..methods.checks import check_choice, check_number
+from ..methods.sparse import ORDERS
+from ..schedules import NEVER
+from ..schedules.calibration import Calibration, Expert
+from ..schedules.selectors import Selector
+from .calibrator import Calibrator, Call, Facts, Progress, check_whole
+from .effects import inner_products, measure_effects
+from .ledger import Ledger
+from .measuring import Reporter
+from .skeleton import Steps, candidates, improve
+from .trials import LOSSES, Course, Table, Trials
+from .work import Work
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HELD_OUT = 1 / 3
+
+
+@dataclass(frozen=True)
+class SparsityCalibrator(Calibrator):
+    """The learned table of DiffSparse (arXiv 2604.03674): prompts or class ids are all it needs.
+
+    Args:
+        budget: work of a trajectory as a share of the dense one, in (0, 1].
+        site: what stands in for what is not computed: ``output``, the forecast of the output (ours); ``token``, the
+            last results of each module (the paper's).
+        loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.trials.measure`.
+        evaluations: sampled trajectories of the search for full steps, for each run that is searched on.
+        age_weight, oldest: of the ranking, see :class:`~diffcache.schedules.selectors.Selector`.
+    """
+
+    method: ClassVar[str] = "diffsparse"
+    measures: ClassVar[str] = "which steps are computed, and which share of its tokens every module computes at each"
+    seeds: ClassVar[str] = "0,1,2,3,4,5"
+
+    budget: float = 0.5
+    site: str = "output"
+    loss: str = "latent"
+    evaluations: int = 40
+    age_weight: float = 1.0
+    oldest: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not 0 < self.budget <= 1:
+            raise ConfigError(f"budget: {self.budget!r} is out of range, must be a share of the dense work in (0, 1]")
+        check_choice("site", self.site, list(ORDERS))
+        check_choice("loss", self.loss, LOSSES)
+        check_whole("evaluations", self.evaluations, 0)
+        check_number("age_weight", self.age_weight, 0, 1e6, whole=False)
+        check_number("oldest", self.oldest, 0, NEVER, whole=True)
+
+    def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
+        if len(calls) < 3:
+            raise ConfigError(
+                f"seeds: {len(calls)} given, must be at least 3: some are held out to choose among tables"
+            )
+        selector = Selector(age_weight=self.age_weight, oldest=self.oldest)
+        trials = Trials(pipe, calls, self.site, selector, self.loss, Reporter(progress))
+        trials.ledger = Ledger(kept, [asdict(self), _identity(trials.course)])
+        found = Learner(self, trials).learn()
+        trials.ledger.close()
+        return found
+
+    def describe(self, expert: Expert) -> Facts:
+        q, keep = expert.quality, expert.numbers["keep"]
+        full, idle = int((keep.amin(1) >= 1).sum()), int((keep.amax(1) <= 0).sum())
+        return [
+            ("steps", f"{full} full, {len(keep) - full - idle} partial, {idle} idle"),
+            ("work", f"{q['work']:.1%} of dense, {expert.facts['budget']['value']:.1%} asked for"),
+            ("loss", f"{q['held_out']:.3g} on held-out seeds; {q['searched']:.3g} on those searched"),
+            ("chosen", expert.facts["calibration"]["chosen"]),
+        ]
+
+
+@dataclass
+class Learner:
+    """One calibration under way: the course of its stages."""
+
+    options: SparsityCalibrator
+    trials: Trials
+
+    def __post_init__(self) -> None:
+        count = len(self.trials.calls)
+        held = max(round(count * _HELD_OUT), 1)
+        self.searched, self.held_out = range(count - held), range(count - held, count)
+        self.course = self.trials.course
+        self.work = Work.in_tokens(LEVELS, len(self.course.units))
+        self.tables: dict[str, Table] = {}
+
+    def learn(self) -> Calibration:
+        count = self.work.full_steps(self.options.budget, self.course.steps, len(self.course.starts))
+        self._skeleton(count)
+        name = min(self.tables, key=lambda n: self.trials.loss(self.tables[n], self.held_out, f"{n}, held out"))
+        return self._result(name)
+
+    # -- stage 1: full steps ---------------------------------------------------------------------------------------
+
+    def _skeleton(self, count: int) -> Steps:
+        """The best full steps by the true loss."""
+        course, trials = self.course, self.trials
+        effects = measure_effects(trials)
+        gram = inner_products(course.outputs, course.finals)
+        order = ORDERS[self.options.site]
+        found = candidates(gram, effects, order, count, course.starts)
+        evaluate = self._evaluator("full steps")
+        best = min(found, key=evaluate)
+        self.tables["full steps, placed"] = self.whole(best)
+        best, _ = improve(best, course.steps, course.starts, evaluate, self.options.evaluations)
+        self.tables["full steps, searched"] = self.whole(best)
+        return best
+
+    def _evaluator(self, label: str) -> Callable[[Steps], float]:
+        return lambda steps: self.trials.loss(self.whole(steps), self.searched, label)
+
+    def whole(self, steps: Steps) -> Table:
+        """A table of full and idle steps."""
+        keep = np.zeros((self.course.steps, len(self.course.units)))
+        keep[list(steps)] = 1.0
+        return keep
+
+    # -- the result ------------------------------------------------------------------------------------------------
+
+    def _result(self, name: str) -> Calibration:
+        keep, course, trials = self.tables[name], self.course, self.trials
+        quality = {
+            "work": self.work.of(keep) / (course.steps * self.work.step),
+            "searched": trials.loss(keep, self.searched),
+            "held_out": trials.loss(keep, self.held_out),
+        }
+        options = self.options
+        facts = {
+            "sublayers": list(course.units),
+            "folded": course.folded,
+            "site": options.site,
+            "score": {"score": "input", "age_weight": options.age_weight, "oldest": options.oldest},
+            "levels": list(LEVELS),
+            "budget": {"unit": self.work.unit, "value": options.budget},
+            "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name},
+        }
+        experts = {}
+        for part in course.parts:
+            rows = slice(part.start, part.start + part.steps)
+            timesteps = list(course.timesteps[rows])
+            numbers = {"keep": torch.from_numpy(keep[rows].copy())}
+            experts[part.name] = Expert(
+                part.identity, part.steps, part.branches, numbers, quality, "", {**facts, "timesteps": timesteps}
+            )
+        return Calibration("diffsparse", course.sampler, course.steps, len(trials.calls), experts)
+
+
+def _identity(course: Course) -> list[Any]:
+    """What a calibration that was interrupted must agree with; the dense samples stand for seeds and prompts."""
+    parts = [[p.name, p.identity.model, dict(p.identity.settings), p.steps, list(p.branches)] for p in course.parts]
+    samples = [f"{float(sample.double().abs().sum()):.5g}" for sample in course.finals]
+    return [parts, course.sampler, list(course.timesteps), samples]

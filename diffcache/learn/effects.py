@@ -1,0 +1,66 @@
+"""How much each step's output moves the final sample, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..pipeline import accelerated
+from .calibrator import run
+from .trials import Trials, final, sampled
+
+Floats = NDArray[np.float64]
+#: of the output's spread: small enough for a first-order effect, far above rounding
+_SIZE = 0.05
+_POINTS = 8
+
+
+def measure_effects(trials: Trials, points: int = _POINTS) -> Floats:
+    """``[steps]``: size of the change of the final sample over that of a disturbance of one step's output.
+
+    Dense runs in which noise is added to what the sampler is given at one step; of the steps in between the effect is
+    interpolated (its logarithm, along the steps). All 1 where no sampler is seen.
+    """
+    course = trials.course
+    if not course.outputs[0]:
+        return np.ones(course.steps)
+    steps = sorted({round(x) for x in np.linspace(0, course.steps - 1, points)})
+    found = [trials.ledger.once(f"effect/{step}", lambda s=step: _effect(trials, s)) for step in steps]
+    return np.exp(np.interp(np.arange(course.steps), steps, np.log(np.maximum(found, 1e-12))))
+
+
+def _effect(trials: Trials, step: int, seed: int = 0) -> float:
+    size: list[float] = []
+
+    def disturb(now: int, output: Tensor) -> Tensor:
+        if now != step:
+            return output
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(step)).to(output)
+        if trials.course.folded and len(output) % 2 == 0:
+            noise = torch.cat([noise.chunk(2)[0]] * 2)  # both halves of guidance step alike
+        noise = _SIZE * output.std() * noise
+        size.append(float(noise.norm()))
+        return output + noise
+
+    with accelerated(trials.pipe, "none"), sampled(trials.pipe) as seen, trials.counted(f"effect of step {step}"):
+        seen.change = disturb
+        found = final(run(trials.pipe, trials.calls[seed]), seen)
+    return float((found - trials.course.finals[seed]).norm()) / size[0]
+
+
+def inner_products(outputs: Sequence[Sequence[Tensor]], finals: Sequence[Tensor]) -> Floats | None:
+    """``[steps, steps]``: inner products of the outputs of a run, the mean over the runs, each relative to its sample.
+
+    None where no sampler was seen.
+    """
+    if not outputs[0]:
+        return None
+    total = 0.0
+    for run_, sample in zip(outputs, finals, strict=True):
+        rows = torch.stack([output.flatten() for output in run_]).double()
+        total = total + (rows @ rows.T / sample.double().square().sum()).numpy()
+    return total / len(outputs)

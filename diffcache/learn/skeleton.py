@@ -1,0 +1,149 @@
+"""Which steps of a trajectory are computed at all: the first stage of DiffSparse, and what matters most of it (ours).
+
+Full steps are worth more than the sum of their cells, which no table of cells can discover. So they come first: an
+exact placement under a model of the error, for several variants of that model, and then a search by the true loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..schedules import power_law
+
+Steps = tuple[int, ...]
+Floats = NDArray[np.float64]
+#: longest run of idle steps that is considered
+REACH = 16
+_TILTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_ALPHAS = (1.0, 1.5)
+
+
+def gap_errors(gram: Floats, effect: Floats, order: int, reach: int = REACH) -> Floats:
+    """What the idle steps between two computed ones cost.
+
+    The forecast errors of one gap add up, each with the effect that the step has on the final sample:
+    ``||sum_(p2 < t < n) c_t (y_t - y_p2 - order (t - p2) (y_p2 - y_p1) / (p2 - p1))||^2``. They are sums of outputs, so
+    their inner products are all that is needed.
+
+    Args:
+        gram: ``[steps, steps]``, inner products of the outputs.
+        effect: ``[steps]``, c.
+        order: of the forecast, 0 or 1.
+        reach: longest gap.
+
+    Returns:
+        ``[steps + 1, steps, steps + 1]``: at ``[p1 + 1, p2, n]``, p1 = -1 if p2 is the first; ``inf`` where impossible.
+    """
+    steps = len(gram)
+    errors = np.full((steps + 1, steps, steps + 1), np.inf)
+    for last in range(steps):
+        ahead = np.arange(last + 1, min(last + reach + 1, steps))
+        for before in range(-1 if last == 0 else max(last - reach - 1, 0), max(last, 0)):
+            weights = np.zeros((len(ahead), steps))
+            weights[np.arange(len(ahead)), ahead] = 1.0
+            slope = (ahead - last) / (last - before) if order and before >= 0 else np.zeros(len(ahead))
+            weights[:, last] -= 1.0 + slope
+            if before >= 0:
+                weights[:, before] += slope
+            total = np.cumsum(weights * effect[ahead, None], 0)
+            cost = np.einsum("ki,ij,kj->k", total, gram, total)
+            errors[before + 1, last, last + 1 : last + 2 + len(ahead)] = np.maximum([0.0, *cost], 0.0)
+    return errors
+
+
+def place(errors: Floats, count: int, forced: Sequence[int] = (0,)) -> Steps | None:
+    """The ``count`` computed steps that cost least under :func:`gap_errors`: exact, by dynamic programming.
+
+    The state is the last two computed steps. None if so few steps cannot be reached.
+    """
+    steps = errors.shape[1]
+    errors = errors.copy()
+    for step in forced:
+        errors[:, :step, step + 1 :] = np.inf  # no gap passes over it
+    best = np.full((steps + 1, steps), np.inf)
+    best[0, 0] = 0.0
+    came: list[NDArray[np.int64]] = []
+    for _ in range(count - 1):
+        total = best[:, :, None] + errors[:, :, :steps]
+        came.append(total.argmin(0))
+        best = np.full((steps + 1, steps), np.inf)
+        best[1:] = total.min(0)
+    ends = best + errors[:, :, steps]
+    before, last = np.unravel_index(int(ends.argmin()), ends.shape)
+    if not np.isfinite(ends[before, last]):
+        return None
+    found = [int(last)]
+    for table in reversed(came):
+        middle = before - 1
+        found.append(int(middle))
+        before, last = table[middle, last], middle
+    return tuple(sorted(found))
+
+
+def candidates(gram: Floats | None, effect: Floats, order: int, count: int, forced: Sequence[int]) -> list[Steps]:
+    """Placements that are worth a look, without repeats.
+
+    The model of the error is right about a single gap and cannot know how gaps add up, so it is tilted towards early or
+    late steps; power laws, dense early, need no model.
+    """
+    steps = len(effect)
+    found: list[Steps] = []
+    if gram is not None:
+        time = np.linspace(0.0, 1.0, steps)
+        for tilt in _TILTS:
+            placed = place(gap_errors(gram, effect * np.exp(-tilt * time), order), count, forced)
+            found += [placed] if placed else []
+    for alpha in _ALPHAS:
+        law = sorted({*forced, *power_law(steps, count, alpha, min(3, count))})
+        while len(law) > count:  # forced steps come on top: give up the ones with the closest neighbours
+            law.remove(_closest(law, forced))
+        found.append(tuple(law))
+    return list(dict.fromkeys(found))
+
+
+def _closest(steps: Sequence[int], forced: Sequence[int]) -> int:
+    free = [s for s in steps if s not in forced]
+    near = {s: min(abs(s - other) for other in steps if other != s) for s in free}
+    return min(free, key=lambda s: (near[s], -s))
+
+
+def moves(steps: Steps, total: int, forced: Sequence[int]) -> Iterator[Steps]:
+    """Neighbours: one computed step a step earlier or later."""
+    taken = set(steps)
+    for step in steps:
+        if step in forced:
+            continue
+        for near in (step - 1, step + 1):
+            if 0 < near < total and near not in taken:
+                yield tuple(sorted((taken - {step}) | {near}))
+
+
+def improve(
+    steps: Steps, total: int, forced: Sequence[int], evaluate: Callable[[Steps], float], trials: int, seed: int = 0
+) -> tuple[Steps, float]:
+    """Coordinate search by the true loss: neighbours in random order, the first better one is taken.
+
+    Args:
+        steps: to begin with.
+        total: steps of the trajectory.
+        forced: steps that stay.
+        evaluate: the true loss.
+        trials: most evaluations.
+        seed: of the order.
+    """
+    order = np.random.default_rng(seed)
+    loss, tried = evaluate(steps), {steps}
+    while trials > 0:
+        fresh = [n for n in moves(steps, total, forced) if n not in tried]
+        if not fresh:
+            break
+        near = fresh[order.integers(len(fresh))]
+        tried.add(near)
+        trials -= 1
+        found = evaluate(near)
+        if found < loss:
+            steps, loss = near, found
+    return steps, loss
