@@ -41,12 +41,15 @@ EPILOG = (
     "  diffcache calibrate --model tiny-wan --method magcache --out tiny-wan.safetensors\n\n"
     "  diffcache sample --model tiny-wan --method magcache --schedule tiny-wan.safetensors --compare\n\n"
     "  diffcache calibrate --model tiny-wan --method auto --steps 30 --out auto.safetensors\n\n"
-    "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors"
+    "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors\n\n"
+    "  diffcache calibrate --model tiny-dit --method diffsparse --set budget=0.4 --out sparse.safetensors"
 )
 
 
 def calibrate(
-    method: Annotated[str, typer.Option(help="A method that needs numbers of the model: magcache, teacache or auto.")],
+    method: Annotated[
+        str, typer.Option(help="A method that needs numbers of the model: auto, diffsparse, magcache or teacache.")
+    ],
     model: Model = "tiny-world",
     out: Annotated[
         Path | None,
@@ -77,7 +80,9 @@ def calibrate(
 
     magcache: how the size of the residual over all blocks changes at each step. teacache: a polynomial from the
     change of the first block's modulated input to that of the output, with how well it fits. auto: what spans of
-    predicted steps do to the result, and from it plans for a range of speed-ups (--set speedups=[2,3,4]).
+    predicted steps do to the result, and from it plans for a range of speed-ups (--set speedups=[2,3,4]). diffsparse:
+    which steps are computed, and which share of its tokens every module computes at each (--set budget=0.5: of the
+    dense work).
 
     The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
     that was interrupted goes on where it was when the same command is given again.
