@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .effects import inner_products, measure_effects
 from .ledger import Ledger
 from .measuring import Reporter
+from .merging import merge, more_steps
+from .probing import probe_cells
 from .skeleton import Steps, candidates, improve
 from .trials import LOSSES, Course, Table, Trials
 from .work import Work
@@ -109,7 +112,9 @@ class Learner:
 
     def learn(self) -> Calibration:
         count = self.work.full_steps(self.options.budget, self.course.steps, len(self.course.starts))
-        self._skeleton(count)
+        best = self._skeleton(count)
+        if self.options.probes:
+            self._cells(best)
         name = min(self.tables, key=lambda n: self.trials.loss(self.tables[n], self.held_out, f"{n}, held out"))
         return self._result(name)
 
@@ -118,7 +123,7 @@ class Learner:
     def _skeleton(self, count: int) -> Steps:
         """The best full steps by the true loss."""
         course, trials = self.course, self.trials
-        effects = measure_effects(trials)
+        self.effects = effects = measure_effects(trials)
         gram = inner_products(course.outputs, course.finals)
         order = ORDERS[self.options.site]
         found = candidates(gram, effects, order, count, course.starts)
@@ -137,6 +142,34 @@ class Learner:
         keep = np.zeros((self.course.steps, len(self.course.units)))
         keep[list(steps)] = 1.0
         return keep
+
+    # -- stage 2: cells --------------------------------------------------------------------------------------------
+
+    def _cells(self, former: Steps) -> None:
+        """Tables with more steps than are paid in full; some of them give up the cells that cost least."""
+        course, work = self.course, self.work
+        budget = self.options.budget * course.steps * work.step
+        table = probe_cells(self.trials, self.effects, self.options.probes, self.searched[:2], work.levels)
+        for count in more_steps(len(former), course.steps):
+            active = self._with_more(former, count)
+            for bonus in (0.0, 1.0):
+                name = f"{count} steps, bonus {bonus:g}"
+                keep = merge(table, work, active, former, course.starts, budget, bonus)
+                self.trials.loss(keep, self.searched, name)
+                self.tables[name] = keep
+
+    def _with_more(self, former: Steps, count: int) -> Steps:
+        """Further steps go to the middle of the gaps that the model of the error says cost most."""
+        steps = list(former)
+        while len(steps) < count:
+            edges = [*steps, self.course.steps]
+            size = {
+                a: (b - a - 1) * self.effects[(a + b) // 2 if b < self.course.steps else a] for a, b in pairwise(edges)
+            }
+            start = max(size, key=size.get)
+            end = edges[edges.index(start) + 1]
+            steps = sorted({*steps, start + max((end - start) // 2, 1)})
+        return tuple(steps)
 
     # -- the result ------------------------------------------------------------------------------------------------
 

@@ -167,6 +167,10 @@ class Trials:
             raise ConfigError("model: its denoisers have different modules, diffsparse learns one table for all steps")
         return course
 
+    def recipe(self) -> Recipe:
+        """Of site ``token``, without a table: computes every step."""
+        return sparse_recipe(Trial(selector=self.selector), "token", self.selector)
+
     # -- under a table ---------------------------------------------------------------------------------------------
 
     def losses(self, keep: Table, seeds: Sequence[int], label: str = "table") -> list[float]:

@@ -1,0 +1,62 @@
+"""Stage 2 of DiffSparse: more steps than the budget pays in full, and cells taken away from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .budget import solve_with_ages
+from .skeleton import Steps
+from .work import Work
+
+Floats = NDArray[np.float64]
+#: how many more steps than in full, as shares
+MORE = (0.1, 0.25, 0.5)
+
+
+def merge(
+    table: Floats, work: Work, active: Steps, former: Steps, forced: Sequence[int], budget: float, bonus: float
+) -> Floats:
+    """Shares of all cells, of which those at ``active`` steps share the budget.
+
+    Args:
+        table: ``[steps, units, ages, levels]``, costs by the age in steps.
+        work: what levels cost.
+        active: steps at which anything is computed.
+        former: full steps of stage 1; they begin with an advantage.
+        forced: steps that stay full.
+        budget: in the unit of ``work``.
+        bonus: advantage of a former full step's full cells, in standard deviations of the table's costs.
+
+    Returns:
+        ``[steps, units]``.
+    """
+    cost = _of_active(table, active)
+    spread = float(cost[..., 0].std())
+    for row, step in enumerate(active):
+        if step in former:
+            cost[row, ..., -1] -= bonus * spread
+        if step in forced:
+            cost[row, ..., :-1] = np.inf
+    levels = solve_with_ages(cost, work.weight, budget - work.base * len(active))
+    keep = np.zeros(table.shape[:2])
+    keep[list(active)] = np.array(work.levels)[levels]
+    return keep
+
+
+def _of_active(table: Floats, active: Steps) -> Floats:
+    """``[active, units, ages, levels]``, by the age in active steps: the time between them counts."""
+    ages = table.shape[2]
+    out = np.empty((len(active), *table.shape[1:]))
+    for row, step in enumerate(active):
+        for age in range(ages):
+            since = step - active[max(row - 1 - age, 0)]
+            out[row, :, age] = table[step, :, min(max(since, 1), ages) - 1]
+    return out
+
+
+def more_steps(count: int, steps: int) -> list[int]:
+    """Numbers of active steps that are worth a look, where ``count`` full ones are paid."""
+    return sorted({min(max(round(count * (1 + more)), count + 1), steps) for more in MORE} - {count})
