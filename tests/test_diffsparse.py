@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from diffcache import ConfigError, ScheduleFileError, accelerate_model, accelerate_pipeline, accelerated, restore
+from diffcache import (
+    ConfigError,
+    ScheduleFileError,
+    accelerate_model,
+    accelerate_pipeline,
+    accelerated,
+    denoising,
+    restore,
+)
 from diffcache.hooks.blend import BlendPass
 from diffcache.hooks.selection import Selection
 from diffcache.learn import calibrate, describe, write_calibration
-from diffcache.learn.effects import measure_effects
 from diffcache.learn.measuring import Reporter
 from diffcache.learn.probing import AGES, probe_cells
 from diffcache.learn.skeleton import candidates, gap_errors, improve, place
@@ -34,9 +41,20 @@ def trials_of(pipe, runner, seeds=3, site="output", steps=STEPS):
     return Trials(pipe, calls, site, Selector(), "latent", Reporter(None))
 
 
+def gentle(model, steps, seed=0):
+    """A loop in which input and time move little from step to step, as in a long trajectory."""
+    generator = torch.Generator().manual_seed(seed)
+    x, way = torch.randn(2, 1, 4, 8, 8, generator=generator)
+    with torch.no_grad(), denoising(model, steps):
+        for step in range(steps):
+            label, time = torch.tensor([3]), torch.tensor([500 - 2 * step])
+            output = model(x + 0.01 * step * way, timestep=time, class_labels=label).sample
+    return output
+
+
 @pytest.fixture(scope="module")
 def dits():
-    return trials_of(dit_pipeline(), run_dit)
+    return trials_of(dit_pipeline().transformer, gentle)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +82,14 @@ def test_a_table_says_which_steps_are_full_partial_and_idle(dits):
     (table,) = dits.course.tables(keep).values()
     assert (table.full, table.partial, table.idle) == ({0, 1, 3}, {4}, {2, 5})
     pipe = dits.pipe
-    with accelerated(pipe, Trial(tables={"transformer": table})):
-        run_dit(pipe, STEPS)
-        assert decisions(pipe) == ["FFcFpc"], pipe.diffcache.stats()
+    with accelerated(pipe, Trial(tables={"denoiser": table})):
+        gentle(pipe, STEPS)
+        assert decisions(pipe) == ["FFcFpc"]
 
 
 @pytest.mark.parametrize("site", ["output", "token"])
 def test_law_1_a_table_of_ones_is_the_dense_model_bit_for_bit(site):
-    trials = trials_of(dit_pipeline(), run_dit, 1, site)
+    trials = trials_of(dit_pipeline().transformer, gentle, 1, site)
     ones = np.ones((STEPS, len(trials.course.units)))
     assert trials.losses(ones, [0]) == [0.0]
 
@@ -87,8 +105,6 @@ def test_law_6_any_table_gives_the_dense_output_while_nothing_moves(site, seed):
     table = KeepTable(tuple(units), tuple(map(tuple, keep.tolist())))
     accelerate_model(model, Trial(site=site, tables={"denoiser": table}))
     x, label = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3])
-    from diffcache import denoising
-
     with torch.no_grad(), denoising(model, STEPS):
         outputs = [model(x, timestep=torch.tensor([500]), class_labels=label).sample for _ in range(STEPS)]
     for output in outputs[1:]:
@@ -97,7 +113,7 @@ def test_law_6_any_table_gives_the_dense_output_while_nothing_moves(site, seed):
 
 def test_a_partial_step_moves_the_forecast_that_follows():
     """All units of step 3 compute all tokens but one unit, so its output is nearly the dense one, and is kept."""
-    trials = trials_of(dit_pipeline(), run_dit, 1)
+    trials = trials_of(dit_pipeline().transformer, gentle, 1)
     without, part = (np.ones((STEPS, len(trials.course.units))) for _ in range(2))
     without[3:] = part[4:] = 0.0
     part[3, 0] = 0.0
@@ -108,10 +124,9 @@ def test_full_and_idle_steps_alone_hold_nothing_inside_the_denoiser(dits):
     keep = np.ones((STEPS, len(dits.course.units)))
     keep[3] = 0.0
     with accelerated(dits.pipe, Trial(tables=dits.course.tables(keep))):
-        run_dit(dits.pipe, STEPS)
+        gentle(dits.pipe, STEPS)
         held = dits.pipe.diffcache.stats().segments[0].cached_bytes
-    output = dits.course.outputs[0][0].numel() * 4
-    assert held == 2 * output
+    assert held == 2 * dits.course.finals[0].numel() * 4
 
 
 @pytest.mark.parametrize(("share", "tokens", "count"), [(0.25, 64, 16), (0.25, 4096, 1024), (0.01, 4096, 64)])
@@ -179,11 +194,11 @@ def test_a_table_with_full_steps_besides():
 
 def test_one_shot_costs_are_what_a_stale_cell_changes(dits):
     """The probes' expectation against the same change made: one unit kept from the step before, the others fresh."""
-    probes, seed = 48, 0
+    probes, seed = 24, 0
     table = probe_cells(dits, np.ones(STEPS), probes, [seed], LEVELS)
     truth = changed_outputs(dits, seed)
     for (step, unit), cost in truth.items():
-        assert table[step, unit, 0, 0] == pytest.approx(cost, rel=0.8)
+        assert table[step, unit, 0, 0] == pytest.approx(cost, rel=0.9)
         assert table[step, unit, 0, -1] == pytest.approx(0.0, abs=1e-6 * max(cost, 1.0))
     measured = np.array([table[step, unit, 0, 0] for step, unit in truth])
     assert np.corrcoef(np.log(measured), np.log([*truth.values()]))[0, 1] > 0.9
@@ -226,12 +241,12 @@ def changed_outputs(trials, seed):
 
 
 def test_a_probed_pipeline_is_as_it_was(dits):
-    before = attributes(dits.pipe.transformer), forward_hooks(dits.pipe.transformer)
-    table = probe_cells(dits, measure_effects(dits, 3), 1, [1], LEVELS)
+    before = attributes(dits.pipe), forward_hooks(dits.pipe)
+    table = probe_cells(dits, np.ones(STEPS), 1, [1], LEVELS)
     assert table.shape == (STEPS, len(dits.course.units), AGES, len(LEVELS))
     assert (table[1:] >= 0).all()
     assert (np.diff(table[1:], axis=-1)[..., -1] <= 0).all()
-    assert (attributes(dits.pipe.transformer), forward_hooks(dits.pipe.transformer)) == before
+    assert (attributes(dits.pipe), forward_hooks(dits.pipe)) == before
 
 
 # -- full steps --------------------------------------------------------------------------------------------------------

@@ -101,21 +101,24 @@ class BlendPass(TokenPass):
 
     # -- what it shows ---------------------------------------------------------------------------------------------
 
-    def gains(self, grads: Mapping[Value, Tensor | None], before: Mapping[Value, Tensor]) -> dict[str, Tensor]:
+    def gains(
+        self, grads: Mapping[Value, Tensor | None], before: Mapping[Value, Tensor], results: bool
+    ) -> dict[str, Tensor]:
         """First-order change of the loss by each token of each unit, had it been left as it was before.
 
-        ``u_i = <dL/d out_i, fresh_i - before_i>``, summed over results, keys and values.
+        ``u_i = <dL/d out_i, fresh_i - before_i>``, summed over a unit's results, or over its keys and values.
 
         Args:
             grads: of the loss, by value; None where it does not depend on it.
             before: what would have been kept.
+            results: which of the two.
 
         Returns:
             Unit name -> ``[batch, tokens]``; negative where computing helps.
         """
         found: dict[str, Tensor] = {}
         for name, grad in grads.items():
-            if grad is None or name not in before:
+            if grad is None or name not in before or (name[1] == "result") != results:
                 continue
             place, unit = self.places[name], name[0][0]
             change = grad * (self.fresh[name] - before[name])

@@ -41,9 +41,7 @@ class SparsityCalibrator(Calibrator):
             last results of each module (the paper's).
         loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.trials.measure`.
         evaluations: sampled trajectories of the search for full steps, for each run that is searched on.
-        unit: of the budget: ``tokens``, the share of tokens over all cells; ``ms``, measured time.
         probes: random directions for each run of the one-shot table of cells; 0 learns full steps only.
-        refine: rounds of straight-through refinement of the cells; 0 is the quick mode.
         age_weight, oldest: of the ranking, see :class:`~diffcache.schedules.selectors.Selector`.
     """
 
@@ -55,9 +53,7 @@ class SparsityCalibrator(Calibrator):
     site: str = "output"
     loss: str = "latent"
     evaluations: int = 40
-    unit: str = "tokens"
     probes: int = 4
-    refine: int = 0
     age_weight: float = 1.0
     oldest: int = 8
 
@@ -66,8 +62,7 @@ class SparsityCalibrator(Calibrator):
             raise ConfigError(f"budget: {self.budget!r} is out of range, must be a share of the dense work in (0, 1]")
         check_choice("site", self.site, list(ORDERS))
         check_choice("loss", self.loss, LOSSES)
-        check_choice("unit", self.unit, ("tokens", "ms"))
-        for name in ("evaluations", "probes", "refine"):
+        for name in ("evaluations", "probes"):
             check_whole(name, getattr(self, name), 0)
         check_number("age_weight", self.age_weight, 0, 1e6, whole=False)
         check_number("oldest", self.oldest, 0, NEVER, whole=True)

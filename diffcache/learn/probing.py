@@ -88,8 +88,12 @@ class ProbeSite(TokenSite):
         for age in range(AGES):
             stream, before = past[min(age, len(past) - 1)]
             order = (seen.stream - stream).float().square().sum(-1).mean(0).argsort(descending=True)
-            for name, gain in seen.gains(grads, before).items():
-                costs[self._numbers[name], age] += _tails(gain[:, order], self._levels).cpu()
+            results = seen.gains(grads, before, results=True)
+            attended = seen.gains(grads, before, results=False)
+            for name, gain in results.items():
+                others = attended.get(name)
+                others = None if others is None else others[:, order]
+                costs[self._numbers[name], age] += _tails(gain[:, order], others, self._levels).cpu()
         self.counts[step] = self.counts.get(step, 0) + 1
 
 
@@ -97,11 +101,21 @@ def _in_order(stream: Tensor) -> Selection:
     return Selection(torch.arange(stream.shape[1], device=stream.device))
 
 
-def _tails(gain: Tensor, levels: Sequence[float]) -> Tensor:
-    """``[batch, tokens]`` in rank order -> ``[levels]``: squared sum of what each level leaves out, over the batch."""
-    sums = torch.nn.functional.pad(gain.double().cumsum(1), (1, 0))
+def _tails(gain: Tensor, attended: Tensor | None, levels: Sequence[float]) -> Tensor:
+    """``[batch, tokens]`` in rank order -> ``[levels]``: squared sum of what each level leaves out, mean of the batch.
+
+    Stale keys and values are seen by the queries that are computed alone, so they count with the share of these.
+    """
     kept = [count_tokens(level, gain.shape[1]) for level in levels]
-    return (sums[:, -1:] - sums[:, kept]).square().mean(0)
+    left = _left(gain, kept)
+    if attended is not None:
+        left = left + _left(attended, kept) * left.new_tensor(kept) / gain.shape[1]
+    return left.square().mean(0)
+
+
+def _left(gain: Tensor, kept: Sequence[int]) -> Tensor:
+    sums = torch.nn.functional.pad(gain.double().cumsum(1), (1, 0))
+    return sums[:, -1:] - sums[:, kept]
 
 
 def probe_cells(trials: Trials, effects: Floats, probes: int, runs: Sequence[int], levels: Sequence[float]) -> Floats:
