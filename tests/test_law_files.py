@@ -31,6 +31,7 @@ EXAMPLES = [
     ("easycache", dict(threshold=0.1)),
     ("toca", dict(keep=0.4, depth=-0.2, score="random")),
     ("duca", dict(interval=5)),
+    ("diffsparse", dict(max_skip=4)),
     ("worldcache-partial", dict(keep=0.1, score="turning", computed=10)),
     ("auto", dict(speedup=2.5, guard=math.inf)),
     ("exact", {}),

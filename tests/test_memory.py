@@ -53,7 +53,7 @@ def held(model):
 
 
 #: partial steps write into what they cache
-AS_IT_IS = ("toca", "duca", "worldcache-partial")
+AS_IT_IS = ("toca", "duca", "worldcache-partial", "diffsparse")
 BY_TOKEN = [way for way, how in METHODS.items() if how.method in AS_IT_IS]
 
 

@@ -29,6 +29,8 @@ from .work import Work
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HELD_OUT = 1 / 3
+#: the table that probes give without any search by the true loss; a control
+ONE_SHOT = "one-shot"
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Learner:
         course, work = self.course, self.work
         budget = self.options.budget * course.steps * work.step
         table = probe_cells(self.trials, self.effects, self.options.probes, self.searched[:2], work.levels)
+        self.tables[ONE_SHOT] = merge(table, work, tuple(range(course.steps)), (), course.starts, budget, 0.0)
         for count in more_steps(len(former), course.steps):
             active = self._with_more(former, count)
             for bonus in (0.0, 1.0):
@@ -182,6 +185,7 @@ class Learner:
             "site": options.site,
             "score": {"score": "input", "age_weight": options.age_weight, "oldest": options.oldest},
             "levels": list(LEVELS),
+            "losses": {n: trials.loss(t, self.held_out) for n, t in self.tables.items()},
             "budget": {"unit": self.work.unit, "value": options.budget},
             "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name},
         }
@@ -190,6 +194,8 @@ class Learner:
             rows = slice(part.start, part.start + part.steps)
             timesteps = list(course.timesteps[rows])
             numbers = {"keep": torch.from_numpy(keep[rows].copy())}
+            if ONE_SHOT in self.tables:
+                numbers["one_shot"] = torch.from_numpy(self.tables[ONE_SHOT][rows].copy())
             experts[part.name] = Expert(
                 part.identity, part.steps, part.branches, numbers, quality, "", {**facts, "timesteps": timesteps}
             )
