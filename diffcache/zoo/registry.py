@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..plugins import load_plugins
@@ -45,6 +46,11 @@ class ZooEntry:
         return self.source == EMBEDDED
 
 
+def _shipped(name: str) -> dict[str, dict[str, Any]]:
+    """Methods whose schedule file ships beside the weights of an embedded model."""
+    return {"diffsparse": {"schedule": str(Path(__file__).parent / "weights" / name / "diffsparse.safetensors")}}
+
+
 _ENTRIES = (
     ZooEntry(
         "tiny-world",
@@ -83,6 +89,7 @@ _ENTRIES = (
         50,
         4.0,
         {"class_labels": [3]},
+        _shipped("tiny-dit"),
     ),
     ZooEntry(
         "wan2.1",
