@@ -7,6 +7,7 @@ At a step of which nothing is computed the denoiser is not called.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy
-from .cache import Moment
+from .cache import Holding, Moment
 from .finite import FiniteOutlook
+from .forecast import Forecast
 from .modules import Unit
 from .outputs import tensors_in_order
 from .partial import PartialForecast, PartialOutputSite
@@ -25,6 +27,10 @@ from .sites import OutputSite, Run
 
 class SparseForecast(PartialForecast):
     """A forecast that learns from partial steps."""
+
+    def holdings(self) -> Iterator[Holding]:
+        yield from Forecast.holdings(self)  # no corrections: what is computed is in the history
+        yield from self.tokens.holdings()
 
     def amend(self, value: Tensor, moment: Moment) -> None:
         """Store the output of a step that was computed in part."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from ..errors import ScheduleFileError
 from ..hooks.modules import unit_kinds
 from ..hooks.recipe import Recipe
 from ..predictors import Taylor
 from ..schedules import NEVER, Schedule
-from ..schedules.calibration import Expert
-from ..schedules.selectors import Selector
+from ..schedules.calibration import Calibration, Expert
+from ..schedules.selectors import SCORES, Selector
 from ..schedules.sparsity import KeepTable, Tabled
 from .base import MethodConfig
 from .calibrated import STEPS, CalibratedConfig
@@ -32,7 +33,7 @@ class DiffSparseConfig(CalibratedConfig):
 
     Memory of one branch: over attention and feed-forward modules the sum of ``numel(results) * element_size``, and of
     ``numel(keys) + numel(values)`` of each attention among the tokens, and the hidden stream; with site ``output``
-    ``3 * numel(output) * element_size`` besides.
+    ``2 * numel(output) * element_size`` besides, and nothing but these where no step is partial.
 
     Args:
         schedule: schedule file that ``diffcache calibrate`` wrote.
@@ -53,19 +54,23 @@ class DiffSparseConfig(CalibratedConfig):
     def recipe(self) -> Recipe:
         if self.needs_calibration:
             raise self.uncalibrated("schedule", "learned table", (), "the shipped file of an embedded model")
-        facts = self._facts()
-        recipe = sparse_recipe(self, facts.get("site", "output"), Selector(**facts.get("score", {})))
         if self.schedule is None:
-            return recipe
+            return sparse_recipe(self, "output", Selector())
         known = self._read()
+        facts = next(iter(known.experts.values())).facts
+        recipe = sparse_recipe(self, facts["site"], Selector(**facts["score"]))
         return with_tables(
             replace(recipe, calibration=known),
             lambda name: table_of(known.expert(name), known.source),
             admit=known.check_steps,
         )
 
-    def _facts(self) -> Mapping[str, Any]:
-        return {} if self.schedule is None else next(iter(self._read().experts.values())).facts
+    def _read(self) -> Calibration:
+        known = super()._read()
+        for name, expert in known.experts.items():
+            if not _sound(expert):
+                raise ScheduleFileError(f"{self.schedule}: damaged: the table of {name} is not right")
+        return known
 
 
 def sparse_recipe(config: MethodConfig, site: str, selector: Selector) -> Recipe:
@@ -107,6 +112,17 @@ def with_tables(
         return made
 
     return replace(recipe, calibrated=scheduled, tabled=tables)
+
+
+def _sound(expert: Expert) -> bool:
+    """Whether there is a share for each module, and what goes with it."""
+    facts, keep = expert.facts, expert.numbers["keep"]
+    try:
+        shaped = keep.shape[1] == len(facts["sublayers"]) and len(facts["timesteps"]) in (0, len(keep))
+        ranged = bool(((keep >= 0) & (keep <= 1)).all()) and bool((keep[0] == 1).all())
+        return shaped and ranged and facts["site"] in ORDERS and Selector(**facts["score"]).score in SCORES
+    except (KeyError, TypeError):
+        return False
 
 
 def table_of(expert: Expert, source: str) -> KeepTable:
