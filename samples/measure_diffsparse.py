@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffcache.report.subject import Subject
 from rich.console import Console
 from rich.progress import Progress
 
@@ -33,7 +34,6 @@ from diffcache.media.runs import generate
 from diffcache.methods import MethodConfig, make_config
 from diffcache.methods.sparse import table_of
 from diffcache.report import fidelity
-from diffcache.report.subject import Subject
 from diffcache.schedules.calibration import Expert
 from diffcache.schedules.selectors import Selector
 from diffcache.schedules.sparsity import KeepTable

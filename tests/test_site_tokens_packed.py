@@ -159,7 +159,7 @@ def test_a_bonus_without_rows_and_columns_is_refused():
     bare(name)
     accelerate_model(model_of(name), "toca", keep=0.25, warmup=1, bonus=0.4)
     try:
-        with pytest.raises(UnsupportedModelError, match="bonus: 0.4 needs rows and columns"):
+        with pytest.raises(UnsupportedModelError, match=r"bonus: 0.4 needs rows and columns"):
             run(name)
     finally:
         model_of(name).diffcache.restore()
