@@ -41,7 +41,8 @@ class BodySite:
         self.model = model
         self.blocks = {block: name for name, blocks in block_lists.items() for block in blocks}
         self.plan: Plan | None = None
-        self._now: Exploring | Capturing | Replaying | None = None
+        #: the pass under way
+        self.now: Exploring | Capturing | Replaying | None = None
         self._copies = False  # whether the model writes into what its first block receives
 
     # -- running the model -----------------------------------------------------------------------------------------
@@ -117,11 +118,11 @@ class BodySite:
 
     @contextmanager
     def _during(self, now: Any) -> Iterator[Any]:
-        before, self._now = self._now, now
+        before, self.now = self.now, now
         try:
             yield now
         finally:
-            self._now = before
+            self.now = before
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
@@ -142,16 +143,6 @@ class BodySite:
         for index, module in enumerate(plan.exits if plan is not None else ()):
             attach(module, _ExitHook(self, index), _EXIT_NAME)
 
-    def at_block(self, block: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A block's call."""
-        if self._now is None:
-            return forward(*args, **kwargs)
-        return self._now.block(block, forward, args, kwargs)
-
-    def at_exit(self, index: int, value: Tensor) -> Tensor:
-        """What the plan's exit ``index`` receives."""
-        return value if self._now is None else self._now.exit(index, value)
-
 
 class _BlockHook(ModelHook):
     """Lets a block run, or passes its inputs on in its place."""
@@ -161,7 +152,10 @@ class _BlockHook(ModelHook):
         self.site = site
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.site.at_block(module, self.fn_ref.original_forward, args, kwargs)
+        now = self.site.now  # runs for every block: no call more than needed
+        if now is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        return now.block(module, self.fn_ref.original_forward, args, kwargs)
 
 
 class _ExitHook(ModelHook):
@@ -172,8 +166,10 @@ class _ExitHook(ModelHook):
         self.site, self.index = site, index
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.site.now is None:
+            return args, kwargs
         place = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
         if place is not None:
-            return (*args[:place], self.site.at_exit(self.index, args[place]), *args[place + 1 :]), kwargs
+            return (*args[:place], self.site.now.exit(self.index, args[place]), *args[place + 1 :]), kwargs
         name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, name: self.site.at_exit(self.index, kwargs[name])}
+        return args, {**kwargs, name: self.site.now.exit(self.index, kwargs[name])}

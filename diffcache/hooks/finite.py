@@ -24,7 +24,8 @@ class FiniteOutlook(Outlook):
     """
 
     def __init__(self, cache: Cache, result: Any, count: int, more: Sequence[Tensor] = ()) -> None:
-        self.numbers = torch.stack([_total(t) for t in (*tensors_in_order(result), *more)])
+        totals = [_total(t) for t in (*tensors_in_order(result), *more)]
+        self.numbers = totals[0].reshape(1) if len(totals) == 1 else torch.stack(totals)
         self._cache, self._count = cache, count
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:

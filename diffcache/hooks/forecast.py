@@ -79,15 +79,15 @@ class Forecast(Cache):
 
     # -- computed steps --------------------------------------------------------------------------------------------
 
-    def record(self, values: Sequence[Tensor], moment: Moment) -> None:
-        """Store the values of a computed step, all on one device."""
+    def record(self, values: Sequence[Tensor], moment: Moment, given: bool = False) -> None:
+        """Store the values of a computed step, all on one device; ``given``: nobody else has these tensors."""
         self.wants_error = moment.error and bool(self.steps) and moment.step - self.steps[0] > 1
         own = self.wants_error and self._fitted and not self.recipe.predictor.knows_error
         self.missed = self._error(values, moment) if own else None
         if not self.histories:
             self.histories = [History(self.recipe.predictor.depth, self.recipe.rest) for _ in values]
         for history, value in zip(self.histories, values, strict=True):
-            history.push(value, moment.time)
+            history.push(value, moment.time, given)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
         self._fit_anew(moment)
 

@@ -109,8 +109,8 @@ class GatedBody(BodySite):
 
     def inside_block(self, value: Tensor) -> None:
         """An attention received its input; raises :class:`_Leave` if the rest of its block is not needed."""
-        if self._now is not None and hasattr(self._now, "inside"):
-            self._now.inside(value)
+        if self.now is not None and hasattr(self.now, "inside"):
+            self.now.inside(value)
 
 
 class Gating:
@@ -138,13 +138,14 @@ class Gating:
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         self._running = block
         if self.heard is None and not self._inside:
-            self._approach(block, named_tensors(block, args, kwargs))
+            self._approach(block, args, kwargs)
         try:
             return self._now.block(block, forward, args, kwargs)
         except _Leave:
             return self._now.block(block, forward, args, kwargs)
 
-    def _approach(self, block: nn.Module, streams: dict[str, Tensor]) -> None:
+    def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        streams = named_tensors(block, args, kwargs)
         self._recent = [*self._recent, streams][-self.plan.before - 1 :]
         if block is self.plan.start:
             with torch.no_grad():

@@ -48,7 +48,9 @@ class GatedCache(Forecast):
         """How far what is heard has moved, sample by sample; NaN, which means *compute*, if it is of another shape."""
         now = batch.leading(self.recipe.rest.rounded(heard))
         before = batch.leading(fetch(self.reference, self._home))
-        return now.new_full((len(now),), float("nan")) if before.shape != now.shape else relative_change(now, before)
+        if before.shape == now.shape:
+            return relative_change(now, before)
+        return now.new_full((len(now),), float("nan"))
 
     def refer_some(self, rows: Rows, heard: Tensor) -> None:
         """The same for some samples."""

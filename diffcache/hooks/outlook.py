@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .forecast import Forecast
 
 
+_NOTHING = torch.empty(0)
+
+
 def prepare(caches: Sequence[Forecast]) -> None:
     """Fit caches that have recorded a step and are due, and set the outlook of each."""
     for group in _groups(caches):
@@ -88,7 +91,8 @@ class ForecastOutlook(Outlook):
         self._caches, self._wants_error = tuple(caches), first.wants_error
         parts = [self.look(i, caches) for i in range(len(first.histories))]
         self._sizes = [[part.numel() for part in group] for group in parts]
-        self.numbers = torch.cat([part.flatten() for group in parts for part in group])
+        flat = [part.flatten() for group in parts for part in group]
+        self.numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
         for cache in caches:
             cache.expect(self)
 
@@ -127,7 +131,7 @@ class ForecastOutlook(Outlook):
                 suspects[row].append(list(map(any, zip(*bad, strict=True))))
         self.settle()
         caches, self._caches, self.before = self._caches, (), None  # nobody asks again
-        self.numbers = self.numbers.new_empty(0)
+        self.numbers = _NOTHING
         error = math.sqrt(largest(errors)) if errors and self._wants_error else math.nan
         found = zip(caches, alarms, suspects, strict=True)
         return [(cache, Coming(drifts, alarm, error, suspect)) for cache, alarm, suspect in found]

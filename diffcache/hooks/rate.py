@@ -29,12 +29,14 @@ from .sites import Answer, Asking, Judge, OutputSite, Run
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a computed call showed: drivers with what they drive, and what each output has over its base."""
+    """What a computed call showed: drivers with what they drive, and what each output has over its base; ``fresh``:
+    each has one, so that the differences are nobody else's tensors."""
 
     forms: list[Form]
     drivers: list[Tensor]
     driven: list[Tensor]
     differences: list[Tensor]
+    fresh: bool
 
 
 class RateCache(Forecast):
@@ -100,7 +102,7 @@ class RateSite(OutputSite, Asking):
             cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
             if cache.computed:
                 cache.rates = self._rates(seen, cache.computed)
-            cache.record(seen.differences, moment)
+            cache.record(seen.differences, moment, given=seen.fresh)
             cache.keep(seen.drivers, seen.driven)
 
     def _rates(self, seen: _Seen, before: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -119,7 +121,8 @@ class RateSite(OutputSite, Asking):
         if not driven:
             driven = [outputs[0] if self._by_sample(inputs, forms) else outputs[0][None]]
         differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
-        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences)
+        fresh = all(base is not None for base in bases)
+        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences, fresh)
 
     def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[Form]) -> list[Tensor]:
         """The inputs whose change tells how far the outputs with a counterpart move; else the noisy sample."""

@@ -207,7 +207,7 @@ class Segment:
         device = heard.signals[0].device
         parts = [*heard.parts, *(r.to(device).reshape(1) for r in repeats)]
         parts += [part for other in late for part in other.parts] + [b.cache.pending.numbers for b in waiting]
-        numbers = iter(torch.cat([part.float() for part in parts]).tolist())
+        numbers = iter((torch.cat([p.float() for p in parts]) if len(parts) > 1 else parts[0]).tolist())
         drifts = heard.read(numbers)
         same = [next(numbers) for _ in repeats]
         if repeats and drifts is None:
@@ -259,7 +259,8 @@ class Segment:
         outlooks = list(dict.fromkeys(b.cache.pending for b in self.branches.values() if b.cache.pending is not None))
         if not outlooks:
             return
-        numbers = torch.cat([o.numbers for o in outlooks]).tolist()  # the one host read of a computed step
+        known = [o.numbers for o in outlooks]
+        numbers = (known[0] if len(known) == 1 else torch.cat(known)).tolist()  # the one host read of a computed step
         found = []
         for outlook in outlooks:
             count = outlook.numbers.numel()

@@ -180,7 +180,7 @@ class BodyOutput(ForecastSite):
             with torch.no_grad():
                 cache.template = self.body.plan
                 cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
-                cache.record(residuals, moment)
+                cache.record(residuals, moment, given=True)
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():

@@ -12,7 +12,7 @@ class History:
     """The last ``depth`` computed values of one tensor, with the time of each.
 
     Memory: ``min(depth, pushes) * numel * element_size`` bytes, nothing else. Slots are written in place, so a
-    caller may keep or change the tensor that it pushed.
+    caller may keep or change the tensor that it pushed, unless it gave it away.
 
     Args:
         depth: number of values kept (>= 1).
@@ -62,11 +62,19 @@ class History:
         """Bytes held."""
         return sum(slot.numel() * slot.element_size() for slot in self._slots)
 
-    def push(self, value: Tensor, time: float) -> None:
-        """Store a copy of ``value`` at ``time``; the oldest value is overwritten once the ring is full."""
+    def push(self, value: Tensor, time: float, given: bool = False) -> None:
+        """Store a copy of ``value`` at ``time``; the oldest value is overwritten once the ring is full.
+
+        Args:
+            given: nobody else has the tensor: it is stored itself, unless it rests as something else.
+        """
         full = len(self._slots) == self.depth
-        slot = self._slots.pop() if full else self.rest.room(value, torch.contiguous_format)
-        self.rest.put(value, slot)
+        oldest = self._slots.pop() if full else None
+        if given and not self.rest.moves(value):
+            slot = value.detach()
+        else:
+            slot = self.rest.room(value, torch.contiguous_format) if oldest is None else oldest
+            self.rest.put(value, slot)
         self.home = home_of(value)
         self._slots.insert(0, slot)
         self._times.insert(0, time)

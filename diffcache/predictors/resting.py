@@ -66,6 +66,8 @@ class Rest:
 
     def keep(self, value: Tensor) -> Tensor:
         """A copy of the value, at rest."""
+        if not self.moves(value):
+            return value.detach().clone()
         room = self.room(value)
         self.put(value, room)
         return room

@@ -76,5 +76,5 @@ def _ratio(value: Tensor, other: Tensor) -> Tensor:
 
 def length(value: Tensor) -> Tensor:
     """Sum of absolute values of each sample, in one pass: finite if they all are."""
-    dtype = torch.promote_types(value.dtype, torch.float32)
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(value, 1, tuple(range(1, value.dim())), dtype=dtype)
