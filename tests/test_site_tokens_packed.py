@@ -143,14 +143,14 @@ def test_counting_within_counting_counts_for_both():
 
 def test_the_bonus_spreads_the_chosen_over_the_picture():
     model = dit()
-    accelerate_model(model, "toca", keep=0.25, warmup=1, interval=4, bonus=1e3, window=2, age_weight=0.0, oldest=0)
-    with torch.no_grad(), denoising(model, 2):
+    accelerate_model(model, "toca", keep=0.25, warmup=1, cooldown=0, bonus=1e3, age_weight=0.0, oldest=0)
+    with torch.no_grad(), denoising(model, 3):
         for step in range(2):
             model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
         ((_, hook),) = model.diffcache.hooks.values()
         (branch,) = hook.segment.branches.values()
         chosen = branch.cache.chosen
-    assert branch.cache.grid == (4, 4)
+        assert branch.cache.grid == (4, 4)
     assert len({(i // 4 // 2, i % 4 // 2) for i in chosen.tolist()}) == len(chosen)
 
 
@@ -159,7 +159,32 @@ def test_a_bonus_without_rows_and_columns_is_refused():
     bare(name)
     accelerate_model(model_of(name), "toca", keep=0.25, warmup=1, bonus=0.4)
     try:
-        with pytest.raises(UnsupportedModelError, match=r"bonus: 0.4 needs rows and columns"):
+        with pytest.raises(UnsupportedModelError, match=r"bonus: 0\.4 needs rows and columns"):
             run(name)
     finally:
         model_of(name).diffcache.restore()
+
+
+# -- worldcache-partial ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.3])
+def test_a_recomputed_token_is_taken_at_its_weight(blend):
+    """Of k tokens, ``(k / N) ** blend`` of the difference to their prediction; of all, the computed output itself."""
+    found = {}
+    for keep in (0.25, 1.0):
+        model = dit()
+        settings = dict(keep=keep, blend=blend, warmup=3, computed=3, threshold=torch.inf, cooldown=0)
+        accelerate_model(model, "worldcache-partial", **settings)
+        with torch.no_grad(), denoising(model, 6):
+            for step in range(4):
+                given = normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step])
+                found[keep] = model(*given, class_labels=torch.tensor([3])).sample
+            assert model.diffcache.stats().segments[0].decisions == "FFFp"
+            ((_, hook),) = model.diffcache.hooks.values()
+            (branch,) = hook.segment.branches.values()
+            if keep == 1.0:
+                assert torch.equal(found[keep], dit()(*given, class_labels=torch.tensor([3])).sample)
+            else:
+                moved = branch.cache.grid.sums(branch.cache.correction.square())
+                assert set(moved.nonzero().flatten().tolist()) == set(branch.cache.tokens.chosen.tolist())

@@ -103,6 +103,8 @@ class PartialOutputSite(OutputSite):
                 return cache.template.rebuild([guess])
             result, chosen = self.tokens.recompute(run, cache.tokens, moment)
             (part,) = tensors_in_order(result)
+            weight = (len(chosen) / len(cache.tokens.age)) ** self.recipe.blend
+            part = part if weight == 1.0 else torch.lerp(guess, part, weight)
             return cache.template.rebuild([_merged(cache, guess, part, chosen)])
 
     def hindrance(self, cache: PartialForecast) -> str | None:

@@ -48,6 +48,8 @@ class Recipe:
         keep: of site ``token``: (steps since the last full one, depth of the block in [0, 1], kind of module) ->
             share of the tokens that is recomputed.
         table: with a selector, the share of each unit at each step; has precedence over ``keep``.
+        blend: of site ``output`` with a selector: ``k`` of ``N`` recomputed tokens are taken at the weight
+            ``(k / N) ** blend``, and the rest of them from their prediction.
         calibration: what the method's numbers were measured on, or None; another model or sampler is refused.
         calibrated: with a calibration, makes the schedule of the denoiser of that name; has precedence.
         tabled: with a calibration, the table of the denoiser of that name.
@@ -68,6 +70,7 @@ class Recipe:
     last: int = 0
     selector: Selector | None = None
     keep: Callable[[int, float, str], float] | None = None
+    blend: float = 0.0
     calibration: Calibration | None = None
     calibrated: Callable[[str], Schedule] | None = None
     table: KeepTable | None = None

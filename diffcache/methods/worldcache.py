@@ -151,6 +151,8 @@ class WorldCachePartialConfig(WorldCacheConfig):
         score: what tokens are ranked by: ``turning`` (how far the velocity of their output turned), ``input`` (how far
             their hidden state moved), ``value`` or ``random``.
         age_weight, oldest, bonus, window: as for ``toca``.
+        blend: a recomputed token has seen stale keys of the others, and its prediction has not: its output is taken at
+            the weight ``keep ** blend``, the rest from its prediction, whose error has another cause. 0 takes it whole.
     """
 
     method: ClassVar[str] = "worldcache-partial"
@@ -163,6 +165,7 @@ class WorldCachePartialConfig(WorldCacheConfig):
     oldest: int = 0
     bonus: float = 0.0
     window: int = 2
+    blend: float = 0.3
 
     def validate(self) -> None:
         super().validate()
@@ -175,10 +178,12 @@ class WorldCachePartialConfig(WorldCacheConfig):
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
         check_number("bonus", self.bonus, 0, 1e6, whole=False)
         check_number("window", self.window, 2, NEVER, whole=True)
+        check_number("blend", self.blend, 0, 10, whole=False)
 
     def recipe(self) -> Recipe:
         selector = Selector(self.score, self.age_weight, self.oldest, self.bonus, self.window)
-        return replace(self._recipe(), selector=selector, keep=lambda offset, depth, kind: self.keep)
+        tokens = dict(selector=selector, keep=lambda offset, depth, kind: self.keep, blend=self.blend)
+        return replace(self._recipe(), **tokens)
 
 
 _DEFAULTS: dict[str, Any] = dict(warmup=3, cooldown=1, max_skip=8, threshold=0.5)
