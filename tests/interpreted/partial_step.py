@@ -1,0 +1,39 @@
+"""A partial step of each block family with its kernels in the interpreter equals the one on the torch references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffcache.kernels import counting
+from diffcache.kernels.dispatch import Kernel, interpreted
+
+from ..denoisers.running import bare, model_of, run
+from ..test_site_tokens import put_on
+
+FAMILIES = ["DiT", "PixArt", "Flux", "SD3"]
+VIDEO = ["Wan", "CogVideoX"]
+CLASSES = [f"{name}Transformer2DModel" for name in FAMILIES] + [f"{name}Transformer3DModel" for name in VIDEO]
+
+
+def outputs(name):
+    bare(name)
+    model = model_of(name)
+    put_on(model, lambda offset, depth, kind: 0.4)
+    try:
+        return run(name)
+    finally:
+        model.diffcache.restore()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_equals_the_references(name, monkeypatch):
+    wanted, calls = outputs(name), []
+    monkeypatch.setattr(Kernel, "__call__", lambda kernel, *args: (calls.append(kernel.name), kernel.op(*args))[1])
+    with interpreted(), counting() as fallbacks:
+        found = outputs(name)
+    assert not fallbacks
+    assert {"scatter_update", "project_epilogue"} <= set(calls)
+    for a, b in zip(wanted, found, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
