@@ -21,6 +21,8 @@ from .checks import check_number
 #: standard deviations below the mean where a plan's PSNR is taken to be: with 16 runs, nine in ten samples are above
 #: it with 90 % confidence if their PSNR is normal (a one-sided tolerance bound)
 CAUTION = 1.84
+#: share of a speed-up that a plan must have been measured to have: what two measurements of one plan differ by
+NOISE = 0.98
 #: what is asked for where no target is given
 SPEEDUP = 2.0
 
@@ -142,13 +144,14 @@ def choose(known: Calibration, expert: Expert, config: AutoConfig) -> int:
             )
         return max(able, key=lambda i: float(speeds[i]))
     wanted = config.speedup or SPEEDUP
-    able = [i for i in range(len(speeds)) if float(speeds[i]) >= wanted]
+    able = [i for i in range(len(speeds)) if float(speeds[i]) >= NOISE * wanted]
     if not able:
         raise ConfigError(
             f"speedup: {wanted:g} is out of reach, the calibration ({known.source}) has plans from "
             f"{float(speeds.min()):.2f}x to {float(speeds.max()):.2f}x"
         )
-    return max(able, key=lambda i: float(sure[i]))
+    quality = expert.numbers["psnr"].mean(1)
+    return max(able, key=lambda i: float(quality[i]))
 
 
 def assured(expert: Expert) -> torch.Tensor:
