@@ -84,8 +84,10 @@ class Trainer:
     The learning rate warms up over 100 steps and falls to zero on a cosine over the fraction of the minutes used.
     """
 
-    def __init__(self, model: nn.Module, optimizers: list, folder: Path, minutes: float, ema: float = 0.998):
-        self.model, self.optimizers, self.folder, self.decay = model, optimizers, folder, ema
+    def __init__(
+        self, model: nn.Module, optimizers: list, folder: Path, minutes: float, ema: float = 0.998, warmup: int = 100
+    ):
+        self.model, self.optimizers, self.folder, self.decay, self.warmup = model, optimizers, folder, ema, warmup
         self.seconds, self.used, self.step = minutes * 60, 0.0, 0
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.base = [[group["lr"] for group in o.param_groups] for o in optimizers]
@@ -110,7 +112,7 @@ class Trainer:
 
     def set_rate(self) -> None:
         fraction = min(self.used / self.seconds, 1.0)
-        factor = min(1.0, (self.step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * fraction))
+        factor = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * fraction))
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
@@ -135,7 +137,7 @@ class Trainer:
             self.update_average()
             losses.append(loss.item())
             now = time.time()
-            self.used, last = self.used + now - last, now
+            self.used, last = self.used + min(now - last, 30.0), now  # a stopped process trains nothing
             if self.step % log_every == 0:
                 row = {"step": self.step, "minutes": round(self.used / 60, 2), "loss": round(float(np.mean(losses)), 4)}
                 with open(self.folder / "log.jsonl", "a") as file:

@@ -135,7 +135,7 @@ def _load_with_diffusers(
         except Exception as failure:  # hub, network, disk and weight errors share no base class
             error = failure
     label = f"{entry.name} ({source})" if entry else source
-    cause = _cause(error) if download else "not in the local cache"
+    cause = failure_cause(error) if download else "not in the local cache"
     raise ModelNotAvailableError(f"{label}: {cause}; try --model tiny-wan") from error
 
 
@@ -151,7 +151,7 @@ def _pipeline_class(entry: ZooEntry | None) -> Any:
         raise ModelNotAvailableError(f"{entry.name}: its pipeline {entry.pipeline} is missing: {found}") from error
 
 
-def _cause(error: BaseException | None) -> str:
+def failure_cause(error: BaseException | None) -> str:
     """Why a download failed, in a few words, from anywhere in the chain of exceptions."""
     names, first = [], _first_line(error)
     while error is not None and len(names) < 20:
