@@ -71,16 +71,13 @@ def answers(
 
 
 def most_common(problems: list[Problem]) -> list[str]:
-    """The most frequent answer of the family, for everyone."""
-    return [Counter(p.answer for p in problems).most_common(1)[0][0]] * len(problems)
-
-
-def copied(problems: list[Problem]) -> list[str]:
-    """As many of the last lines of the prompt's data as the answer has, copied."""
-    return [copy_of(problem) for problem in problems]
+    """For every problem the most frequent answer of the other ones."""
+    counts = Counter(p.answer for p in problems)
+    return [(counts - Counter([p.answer])).most_common(1)[0][0] for p in problems]
 
 
 def copy_of(problem: Problem) -> str:
+    """The prompt's data as they are: its list of numbers, or as many of its last rows as the answer has."""
     if problem.family == "number_sorting":
         numbers = problem.question.split("order: ")[1].split("\n")[0].split(", ")
         return str(numbers)
@@ -92,7 +89,7 @@ def copy_of(problem: Problem) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a name of the zoo, or the folder of a run")
-    parser.add_argument("--count", type=int, default=100, help="problems of each family")
+    parser.add_argument("--count", type=int, default=100, help="problems of each family and setting")
     parser.add_argument("--families", nargs="*")
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--block", type=int, default=32, help="block-causal models have their own")
@@ -104,25 +101,43 @@ def main() -> None:
     model, tokenizer = load_run(run) if (run / "resume.pt").is_file() else load_language_model(args.model)
     decoding = {"gen_length": args.gen_length, "threshold": args.threshold}
     decoding["block"] = model.config.diffusion["block_length"] or args.block
-    right = [0, 0, 0, 0]
-    families = [f for f in dict.fromkeys(p.family for p in load_problems()) if not args.families or f in args.families]
-    print(f"{'family':18}{'problems':>10}{'exact':>9}{'score':>9}{'common':>9}{'copy':>9}{'forwards':>10}")
-    for family in families:
-        problems = list(load_problems(family, args.count))
+    print(f"{'problems':30}{'count':>6}{'exact':>9}{'score':>9}{'common':>9}{'copy':>9}{'forwards':>10}", flush=True)
+    total = Counter()
+    for label, problems in groups(args.count, args.families):
         texts, forwards = answers(model, tokenizer, problems, args.batch, **decoding)
-        exact = sum(p.matches(t) for p, t in zip(problems, texts, strict=True))
-        score = sum(p.score(t) == 1 for p, t in zip(problems, texts, strict=True))
-        base = [sum(p.matches(t) for p, t in zip(problems, f(problems), strict=True)) for f in (most_common, copied)]
-        row = [exact, score, *base]
-        right = [a + b for a, b in zip(right, row, strict=True)]
-        batches = -(-len(problems) // args.batch)
-        print(f"{family:18}{len(problems):>10}" + "".join(f"{n / len(problems):>9.1%}" for n in row), end="")
-        print(f"{forwards / batches:>10.0f}", flush=True)
+        row = Counter(rows(problems, texts), count=len(problems))
+        total += row
+        print(line(label, row) + f"{forwards / -(-len(problems) // args.batch):>10.0f}", flush=True)
         wrong = [(p, t) for p, t in zip(problems, texts, strict=True) if not p.matches(t)]
         if args.show and wrong:
             print(f"asked\n{wrong[0][0].question}\nright\n{wrong[0][0].answer}\nanswered\n{wrong[0][1]}")
-    total = sum(len(load_problems(f, args.count)) for f in families)
-    print(f"{'all':18}{total:>10}" + "".join(f"{n / total:>9.1%}" for n in right))
+    print(line("all", total))
+
+
+def groups(count: int, families: list[str] | None) -> list[tuple[str, list[Problem]]]:
+    """The held-out problems by family and settings."""
+    found: dict[str, list[Problem]] = {}
+    for problem in load_problems():
+        if not families or problem.family in families:
+            varied = {k: v for k, v in problem.settings.items() if k in ("p_zero", "max_numbers")}
+            label = " ".join([problem.family, *(f"{k}={v}" for k, v in varied.items())])
+            found.setdefault(label, []).append(problem)
+    return [(label, problems[:count]) for label, problems in found.items()]
+
+
+def rows(problems: list[Problem], texts: list[str]) -> dict[str, int]:
+    """How many are right: the model's answers, by exact match and by reasoning-gym's score, and the baselines'."""
+    common, copies = most_common(problems), [copy_of(problem) for problem in problems]
+    right = {
+        name: sum(p.matches(t) for p, t in zip(problems, given, strict=True))
+        for name, given in (("exact", texts), ("common", common), ("copy", copies))
+    }
+    return right | {"score": sum(p.score(t) == 1 for p, t in zip(problems, texts, strict=True))}
+
+
+def line(label: str, row: Counter) -> str:
+    shares = "".join(f"{row[name] / row['count']:>9.1%}" for name in ("exact", "score", "common", "copy"))
+    return f"{label:30}{row['count']:>6}{shares}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python samples/export.py tiny-world --run runs/tiny-world --data data/vizdoom
     python samples/export.py tiny-wan --run runs/tiny-wan
     python samples/export.py tiny-dit --run runs/tiny-dit
+    python samples/export.py tiny-llada --run runs/tiny-llada
+    python samples/export.py tiny-sdar --run runs/tiny-sdar
 
 The weights are the EMA of the run's latest checkpoint, so this also works while the training still runs.
 """
@@ -18,6 +20,7 @@ import train_tiny_dit
 import train_tiny_world
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from eval_tiny_world import heldout
+from language_training import load_run
 from prepare_emoji import NAMES
 from safetensors.torch import save_file
 from train_tiny_wan import TextToVideo
@@ -27,6 +30,7 @@ from diffcache.zoo.loading import MANIFEST, WEIGHTS, file_digest
 from diffcache.zoo.wan import make_tokenizer
 
 CLIPS = 16
+LANGUAGE = ("tiny-llada", "tiny-sdar")
 INDEX = {
     "tiny-world": {
         "pipeline_class": "diffcache.zoo.world:WorldPipeline",
@@ -91,6 +95,12 @@ def export_dit(run: Path, out: Path, shift: float) -> None:
     scheduler.save_pretrained(out / "scheduler")
 
 
+def export_language(run: Path, out: Path) -> None:
+    model, tokenizer = load_run(run)
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def seal(out: Path, name: str) -> None:
     """Write the index of components and the digests that the loader checks."""
     for config in out.rglob("*.json"):
@@ -98,7 +108,8 @@ def seal(out: Path, name: str) -> None:
         content = json.loads(config.read_text())
         content.pop("_name_or_path", None)
         config.write_text(json.dumps(content, indent=2) + "\n")
-    (out / "model_index.json").write_text(json.dumps(INDEX[name], indent=2) + "\n")
+    if name in INDEX:
+        (out / "model_index.json").write_text(json.dumps(INDEX[name], indent=2) + "\n")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -109,7 +120,7 @@ def seal(out: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(INDEX))
+    parser.add_argument("name", choices=sorted([*INDEX, *LANGUAGE]))
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("data/vizdoom"))
     parser.add_argument("--shift", type=float, default=1.0, help="time shift of the scheduler")
@@ -120,6 +131,8 @@ def main() -> None:
         export_world(args.run, out, args.data, args.shift)
     elif args.name == "tiny-wan":
         export_wan(args.run, out, args.shift)
+    elif args.name in LANGUAGE:
+        export_language(args.run, out)
     else:
         export_dit(args.run, out, args.shift)
     seal(out, args.name)

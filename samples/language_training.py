@@ -45,7 +45,9 @@ def sizes(vocabulary: int, end: int) -> dict:
     }
 
 
-def train(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, loss_of: LossFn) -> None:
+def train(
+    args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, loss_of: LossFn
+) -> None:
     """Train until ``args.minutes`` are used, from ``args.out / "resume.pt"`` if it is there."""
     families = [f for f in FAMILIES if not args.families or f.name in args.families]
     avoid = frozenset(p.question for f in families for p in f.held_out(HELD_OUT))

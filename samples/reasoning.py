@@ -118,8 +118,8 @@ class Batches:
 def mask_canvas(canvas: torch.Tensor, mask_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noised canvases (B, C) and which tokens are masked (B, C).
 
-    Half of the rows mask every token with probability t as in LLaDA (arXiv:2502.09992, eq. 3), t uniform, and t = 1 in a
-    fifth of them. The others look like block-wise decoding: clean left of a window, all masked right of it.
+    Half of the rows mask every token with probability t as in LLaDA (arXiv:2502.09992, eq. 3), t uniform, and t = 1 in
+    a fifth of them. The others look like block-wise decoding: clean left of a window, all masked right of it.
     """
     batch, length = canvas.shape
     t = torch.rand(batch, 1)
@@ -133,12 +133,26 @@ def mask_canvas(canvas: torch.Tensor, mask_id: int) -> tuple[torch.Tensor, torch
     return canvas.masked_fill(masked, mask_id), masked
 
 
+def mask_blocks(canvas: torch.Tensor, mask_id: int, prompt: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noised canvases (B, C) and which tokens are masked (B, C), with a t of its own in every block.
+
+    Blocks count from the prompt's first token. Half of the blocks are masked as a whole, where decoding begins.
+    """
+    batch, length = canvas.shape
+    place = (prompt + torch.arange(length)) // block - prompt // block
+    t = torch.rand(batch, int(place[-1]) + 1)
+    t[torch.rand(t.shape) < 0.5] = 1.0
+    masked = torch.rand(batch, length) < t[:, place]
+    return canvas.masked_fill(masked, mask_id), masked
+
+
 def masked_loss(
     logits: torch.Tensor, canvas: torch.Tensor, masked: torch.Tensor, end: int, end_weight: float = 0.1
 ) -> torch.Tensor:
-    """Mean cross entropy of the masked tokens of each row (B, C), which is LLaDA's 1/t weight.
+    """Weighted mean cross entropy of the masked tokens of a batch of canvases (B, C).
 
-    Tokens that are rare on the canvases weigh more, by the root of their count; padding behind the first end token less.
+    Tokens that are rare on the canvases weigh more, by the root of their count; padding behind the first end token
+    less.
     """
     loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), canvas, reduction="none")
     padding = (canvas == end) & (canvas.roll(1, 1) == end)

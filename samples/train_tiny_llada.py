@@ -16,7 +16,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(**sizes(len(tokenizer), tokenizer.eos_token_id), diffusion=facts(tokenizer))
     config.is_causal = False
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    _begin_alike(model, tokenizer)
+    return model
+
+
+@torch.no_grad()
+def _begin_alike(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A digit that begins a row starts as the vector of the digit with a space before it, plus one shared offset.
+
+    Otherwise the few tokens at row starts learn to be read long after all others.
+    """
+    table, vocabulary = model.get_input_embeddings().weight, tokenizer.get_vocab()
+    offset = table[vocabulary["1"]] - table[vocabulary[" 1"]]
+    for digit in range(10):
+        table[vocabulary[str(digit)]] = table[vocabulary[f" {digit}"]] + offset
 
 
 def loss_of(model: PreTrainedModel, decoder: torch.nn.Module, ids: torch.Tensor, prompt: int) -> torch.Tensor:

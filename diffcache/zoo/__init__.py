@@ -1,8 +1,23 @@
-"""Models: three small trained ones that ship inside the package, and the hub models that diffcache knows by name."""
+"""Models: small trained ones that ship inside the package, and the hub models that diffcache knows by name."""
 
 from __future__ import annotations
 
+from .language import LanguageEntry, list_language_models
+from .language_loading import load_language_model
 from .loading import ModelNotAvailableError, load_pipeline
+from .problems import Problem, ProblemsNotAvailableError, draw_problems, load_problems
 from .registry import ZooEntry, list_models
 
-__all__ = ["ModelNotAvailableError", "ZooEntry", "list_models", "load_pipeline"]
+__all__ = [
+    "LanguageEntry",
+    "ModelNotAvailableError",
+    "Problem",
+    "ProblemsNotAvailableError",
+    "ZooEntry",
+    "draw_problems",
+    "list_language_models",
+    "list_models",
+    "load_language_model",
+    "load_pipeline",
+    "load_problems",
+]

@@ -30,7 +30,7 @@ class LanguageEntry:
         key_mapping: regular expressions of the checkpoint's names, and what they become in ``model``.
         renamed: fields of the checkpoint's configuration whose native name differs.
         settings: fields that the checkpoint's configuration lacks.
-        tested: whether these weights have been run here; for others the layout is known and the weights were not at hand.
+        tested: whether these very weights have been run; of others only the layout is known.
 
     Raises:
         ConfigError: an unknown regime, a length below 1, or a threshold outside 0 to 1.

@@ -1,0 +1,77 @@
+"""Train tiny-sdar: a block-causal masked diffusion language model, from tiny-llada's weights.
+
+    python samples/train_tiny_sdar.py --init runs/tiny-llada --out runs/tiny-sdar --minutes 20 --compile
+
+Stopped and started again, it resumes from ``resume.pt``. Qwen3 adds a norm to queries and keys; it starts at one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from language_training import arguments, facts, load_run, sizes, train
+from reasoning import make_tokenizer, mask_blocks, masked_loss
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from diffcache.zoo.language_loading import load_language_model
+
+BLOCK = 8
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    fields = sizes(len(tokenizer), tokenizer.eos_token_id)
+    head = fields["hidden_size"] // fields["num_attention_heads"]
+    config = Qwen3Config(**fields, head_dim=head, diffusion=facts(tokenizer, BLOCK))
+    config.is_causal = False
+    return Qwen3ForCausalLM(config)
+
+
+@cache
+def two_stream_mask(prompt: int, canvas: int, block: int = BLOCK) -> torch.Tensor:
+    """Bool (1, 1, N, N), N = P + 2 C, for [clean prompt and canvas | noised canvas], as in BD3LM (arXiv:2503.09573).
+
+    A clean row sees clean tokens up to its block. A noised row sees the clean tokens of earlier blocks and the noised
+    ones of its own; the prompt's end, where it shares a block with the canvas, is clean for both.
+    """
+    place = torch.cat([torch.arange(prompt + canvas), torch.arange(prompt, prompt + canvas)])
+    noised = torch.arange(len(place)) >= prompt + canvas
+    own, other = (place // block)[:, None], (place // block)[None]
+    clean_seen = ~noised[None] & torch.where(noised[:, None], (other < own) | (place < prompt)[None], other <= own)
+    noised_seen = noised[None] & noised[:, None] & (other == own)
+    return (clean_seen & (other <= own) | noised_seen)[None, None]
+
+
+def loss_of(model: PreTrainedModel, decoder: torch.nn.Module, ids: torch.Tensor, prompt: int) -> torch.Tensor:
+    """All blocks in one pass: each is noised on its own, behind clean earlier ones."""
+    said = model.config.diffusion
+    canvas = ids[:, prompt:]
+    noised, masked = mask_blocks(canvas, said["mask_id"], prompt, said["block_length"])
+    length = ids.shape[1]
+    positions = torch.cat([torch.arange(length), torch.arange(prompt, length)])[None]
+    mask = two_stream_mask(prompt, canvas.shape[1])
+    hidden = decoder(input_ids=torch.cat([ids, noised], 1), attention_mask=mask, position_ids=positions)
+    return masked_loss(model.lm_head(hidden.last_hidden_state[:, length:]), canvas, masked, said["eos_id"])
+
+
+def start_from(run: Path | str, model: Qwen3ForCausalLM) -> None:
+    """Take over every weight that both models have: a run's averaged ones, or those of a model of the zoo."""
+    other, _ = load_run(Path(run)) if (Path(run) / "resume.pt").is_file() else load_language_model(str(run))
+    model.load_state_dict({**model.state_dict(), **other.state_dict()})
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], minutes=20)
+    parser.add_argument("--init", default="tiny-llada", help="a run's folder or a name of the zoo")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    start_from(args.init, model)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
+    train(args, model, tokenizer, loss_of)
+
+
+if __name__ == "__main__":
+    main()
