@@ -29,30 +29,33 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 @cache
-def two_stream_mask(prompt: int, canvas: int, block: int = BLOCK) -> torch.Tensor:
-    """Bool (1, 1, N, N), N = P + 2 C, for [clean prompt and canvas | noised canvas], as in BD3LM (arXiv:2503.09573).
+def two_stream_mask(length: int, start: int, block: int = BLOCK) -> torch.Tensor:
+    """Bool (1, 1, N, N), N = 2 length - start, for [clean sequence | noised one from ``start``], BD3LM's training mask
+    (arXiv:2503.09573, section 3.2).
 
     A clean row sees clean tokens up to its block. A noised row sees the clean tokens of earlier blocks and the noised
-    ones of its own; the prompt's end, where it shares a block with the canvas, is clean for both.
+    ones of its own.
     """
-    place = torch.cat([torch.arange(prompt + canvas), torch.arange(prompt, prompt + canvas)])
-    noised = torch.arange(len(place)) >= prompt + canvas
-    own, other = (place // block)[:, None], (place // block)[None]
-    clean_seen = ~noised[None] & torch.where(noised[:, None], (other < own) | (place < prompt)[None], other <= own)
-    noised_seen = noised[None] & noised[:, None] & (other == own)
-    return (clean_seen & (other <= own) | noised_seen)[None, None]
+    place = torch.cat([torch.arange(length), torch.arange(start, length)]) // block
+    noised = torch.arange(len(place)) >= length
+    own, other = place[:, None], place[None]
+    clean = ~noised & torch.where(noised[:, None], other < own, other <= own)
+    return (clean | noised & noised[:, None] & (other == own))[None, None]
 
 
 def loss_of(model: PreTrainedModel, decoder: torch.nn.Module, ids: torch.Tensor, prompt: int) -> torch.Tensor:
-    """All blocks in one pass: each is noised on its own, behind clean earlier ones."""
+    """All blocks in one pass: each is noised on its own, behind clean earlier ones.
+
+    The noised stream begins at a block's first token, so the prompt's end may be part of it, as it is in decoding.
+    """
     said = model.config.diffusion
-    canvas = ids[:, prompt:]
+    canvas, length, start = ids[:, prompt:], ids.shape[1], prompt // said["block_length"] * said["block_length"]
     noised, masked = mask_blocks(canvas, said["mask_id"], prompt, said["block_length"])
-    length = ids.shape[1]
-    positions = torch.cat([torch.arange(length), torch.arange(prompt, length)])[None]
-    mask = two_stream_mask(prompt, canvas.shape[1])
-    hidden = decoder(input_ids=torch.cat([ids, noised], 1), attention_mask=mask, position_ids=positions)
-    return masked_loss(model.lm_head(hidden.last_hidden_state[:, length:]), canvas, masked, said["eos_id"])
+    positions = torch.cat([torch.arange(length), torch.arange(start, length)])[None]
+    both = torch.cat([ids, ids[:, start:prompt], noised], 1)
+    hidden = decoder(input_ids=both, attention_mask=two_stream_mask(length, start), position_ids=positions)
+    logits = model.lm_head(hidden.last_hidden_state[:, -canvas.shape[1] :])
+    return masked_loss(logits, canvas, masked, said["eos_id"])
 
 
 def start_from(run: Path | str, model: Qwen3ForCausalLM) -> None:
