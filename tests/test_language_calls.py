@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import diffcache
 from diffcache import ConfigError, UnsupportedModelError, accelerate_model, accelerated, restore, supports
 from diffcache.llm import DECODERS, Factor, Threshold, custom_generate, declare, generate, make_decoder, read_facts
-from diffcache.llm.decoders.base import split_budget
+from diffcache.llm.decoders.base import Sight, split_budget
 from diffcache.llm.state import SequenceState
 
 from .language import BLOCK_CAUSAL, COMMON, MASK, MODELS, llada, prompt, sdar
@@ -22,7 +22,10 @@ from .models import wan
 
 
 def choose(decoder, logits, open, budget=0):
-    return decoder.choose(logits.clone(), open, torch.full((len(logits), 1), budget), MASK)
+    batch, width = open.shape
+    state = SequenceState(prompt(batch, 2), 2 + width, MASK)
+    positions = torch.arange(2, 2 + width)[None]
+    return decoder.choose(Sight(logits.clone(), positions, open, torch.full((batch, 1), budget), state))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -117,11 +120,19 @@ def bare():
     return LlamaForCausalLM(LlamaConfig(**COMMON))
 
 
+def other():
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8))
+
+
+def padded(model, *method):
+    return generate(model, prompt(), *method, attention_mask=(torch.arange(13) > 2)[None])
+
+
 WRONG = {
     "causal model": (lambda: generate(bare(), prompt()), UnsupportedModelError, "causal .autoregressive."),
-    "other layout": (lambda: generate(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)), prompt()),
+    "other layout": (lambda: generate(other(), prompt()),
                      UnsupportedModelError, "model type 'gpt2' does not run here, known: llama"),
-    "not a model": (lambda: generate(torch.nn.Linear(2, 2), prompt()), UnsupportedModelError, "Linear is not a language"),
+    "not a model": (lambda: generate(torch.nn.Linear(2, 2), prompt()), UnsupportedModelError, "is not a language"),
     "no mask token": (lambda: generate(declare(bare()), prompt()), ConfigError, "mask_id: missing"),
     "mask beyond": (lambda: generate(llada(), prompt(), mask_id=64), ConfigError, "mask_id: 64"),
     "mask is eos": (lambda: generate(llada(), prompt(), eos_id=MASK), ConfigError, "eos_id: 63 is the mask token"),
@@ -132,16 +143,17 @@ WRONG = {
     "floats": (lambda: generate(llada(), torch.rand(1, 3)), ConfigError, "input_ids: shape"),
     "right padding": (lambda: generate(llada(), prompt(), attention_mask=(torch.arange(13) < 9)[None]), ConfigError,
                       "attention_mask: padding inside or right"),
-    "mask shape": (lambda: generate(llada(), prompt(), attention_mask=torch.ones(1, 4)), ConfigError, "attention_mask: shape"),
-    "policy without padding": (lambda: generate(llada(), prompt(), "sparse-dllm", attention_mask=(torch.arange(13) > 2)[None]),
-                               ConfigError, "attention_mask: sparse-dllm cannot honour padding"),
-    "padded blocks": (lambda: generate(sdar(), prompt(), attention_mask=(torch.arange(13) > 2)[None]), ConfigError,
-                      "its blocks would begin elsewhere"),
+    "mask shape": (lambda: generate(llada(), prompt(), attention_mask=torch.ones(1, 4)), ConfigError,
+                   "attention_mask: shape"),
+    "policy without padding": (lambda: padded(llada(), "sparse-dllm"), ConfigError,
+                               "attention_mask: sparse-dllm cannot honour padding"),
+    "padded blocks": (lambda: padded(sdar()), ConfigError, "its blocks would begin elsewhere"),
     "regime": (lambda: generate(sdar(), prompt(), "elastic"), UnsupportedModelError, "block-causal model are exact"),
     "denoiser's method": (lambda: generate(llada(), prompt(), "worldcache"), UnsupportedModelError, "for denoisers"),
     "field": (lambda: generate(llada(), prompt(), "elastic", gama=1), ConfigError, "unknown field 'gama'.*gamma"),
     "decoder": (lambda: generate(llada(), prompt(), decoder="treshold"), ConfigError, "unknown decoder.*threshold"),
-    "decoder field": (lambda: generate(llada(), prompt(), decoder_settings=dict(tau=1)), ConfigError, "unknown field 'tau'"),
+    "decoder field": (lambda: generate(llada(), prompt(), decoder_settings=dict(tau=1)), ConfigError,
+                      "unknown field 'tau'"),
     "threshold": (lambda: Threshold(threshold=2), ConfigError, "threshold: 2"),
     "temperature": (lambda: Threshold(temperature=-1), ConfigError, "temperature: -1"),
     "steps": (lambda: generate(llada(), prompt(), steps=0), ConfigError, "steps: 0"),

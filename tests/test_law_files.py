@@ -40,6 +40,7 @@ EXAMPLES = [
     ("fast-dllm", dict(cache="prefix", every=4)),
     ("elastic", dict(gamma=0.8, drift="key")),
     ("window", dict(active=8)),
+    ("flashblock", dict(dirty=3)),
     ("dkv", dict(refresh=4)),
     ("dllm-cache", dict(ratio=0.1)),
     ("sparse-dllm", dict(keep=0.7, pool=1)),

@@ -14,8 +14,8 @@ from ..errors import UnsupportedModelError
 from ..methods import make_config
 from ..methods.base import NamedConfig
 from ..methods.language import LanguageConfig
-from .decoders import Decoder, make_decoder
-from .decoders.base import split_budget
+from .decoders import Decoder, Guided, make_decoder
+from .decoders.base import Sight, split_budget
 from .families import read_facts
 from .passes import attending
 from .policies import Policy, Task, make_policy
@@ -66,6 +66,7 @@ def generate(
     generator: torch.Generator | None = None,
     on_step: Callable[[SequenceState], None] | None = None,
     decoder_settings: dict[str, Any] | None = None,
+    guide: nn.Module | None = None,
     **overrides: Any,
 ) -> Generation:
     """Generate with a diffusion language model.
@@ -83,26 +84,38 @@ def generate(
         generator: of the decoder's noise.
         on_step: called after each step.
         decoder_settings: of a decoder given by name.
+        guide: a causal language model that says how many drafted tokens hold, instead of ``decoder``
+            (:class:`diffcache.llm.Guided`, whose settings ``decoder_settings`` are then).
         overrides: fields of the method.
 
     Raises:
         ConfigError: a value that is not valid.
         UnsupportedModelError: not a diffusion language model, or one that the method does not run on.
     """
-    config, facts = language_config(method, **overrides), read_facts(model)
-    request = make_request(
-        model, facts, config, input_ids, gen_length=gen_length, block_length=block_length, steps=steps,
-        mask_id=mask_id, eos_id=eos_id, attention_mask=attention_mask,
+    settings = decoder_settings or {}
+    rule = make_decoder(decoder, **settings) if guide is None else Guided(guide=guide, **settings)
+    loop = prepare(
+        model, input_ids, language_config(method, **overrides), rule, generator, on_step,
+        gen_length=gen_length, block_length=block_length, steps=steps, mask_id=mask_id, eos_id=eos_id,
+        attention_mask=attention_mask,
     )  # fmt: skip
-    rule = make_decoder(decoder, **(decoder_settings or {}))
+    return loop.run()
+
+
+def prepare(
+    model: nn.Module,
+    input_ids: Tensor,
+    config: LanguageConfig,
+    decoder: Decoder,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[SequenceState], None] | None = None,
+    **asked: Any,
+) -> Loop:
+    """The generation that :func:`generate` runs; its policy may be exchanged before."""
+    facts = read_facts(model)
+    request = make_request(model, facts, config, input_ids, **asked)
     task = Task(facts, request.prompt.shape[1], request.length, request.block_length, model)
-    policy = make_policy(config, task)
-    loop = Loop(model, request, policy, rule, generator, on_step)
-    try:
-        with attending(model):
-            return loop.run()
-    finally:
-        policy.close()
+    return Loop(model, request, make_policy(config, task), decoder, generator, on_step)
 
 
 class Loop:
@@ -117,14 +130,19 @@ class Loop:
         generator: torch.Generator | None,
         on_step: Callable[[SequenceState], None] | None,
     ) -> None:
-        self.request, self.policy, self.decoder = request, policy, decoder
+        self.request, self.policy = request, policy
         self.generator, self.on_step = generator, on_step
         self.tally = Tally()
         self.runner = Runner(model, policy.task.facts, self.tally)
         self.state = SequenceState(request.prompt, request.length, request.mask_id, request.eos_id, request.padding)
+        self.decoder = decoder.begin(self.state)
 
     def run(self) -> Generation:
         """Decode every block."""
+        with attending(self.runner.model):
+            return self._run()
+
+    def _run(self) -> Generation:
         began, state = time.perf_counter(), self.state
         blocks = self.policy.blocks()
         steps = _shares(self.request.steps, len(blocks))
@@ -141,14 +159,20 @@ class Loop:
         count = policy.decodable(state).sum(1, keepdim=True)
         while bool(policy.decodable(state).any()):  # the one read of the device a step
             self._step(count, steps)
-            state.step += 1
-            state.block_step += 1
+        self._refine(count)
         if not bool(state.open.any()):
             return False
         self._only_write(policy.commit(state), block)
         return True
 
-    def _step(self, count: Tensor, steps: int | None) -> None:
+    def _refine(self, count: Tensor) -> None:
+        """Further steps on a full block, until a decoder that edits changes nothing more."""
+        for _ in range(self.decoder.post_steps):
+            if not self._step(count, None):
+                return
+
+    def _step(self, count: Tensor, steps: int | None) -> bool:
+        """One step; whether a decoded token was replaced, for decoders that do."""
         state, policy = self.state, self.policy
         plan = policy.plan(state)
         logits = self.runner.forward(plan, policy, state)
@@ -158,14 +182,17 @@ class Loop:
             open[:, 1:] &= positions.diff(dim=1) != 0  # a sample with fewer positions repeats its last one
         policy.read(state, plan.want, logits)
         budget = torch.zeros_like(count) if steps is None else split_budget(count, steps, state.block_step)
-        choice = self.decoder.choose(logits, open, budget, state.mask_id, self.generator)
-        before = state.masked.clone()
+        choice = self.decoder.choose(Sight(logits, positions, open, budget, state, self.generator))
+        before = state.ids
         state.write(positions, choice.tokens, choice.transfer)
         self.tally.steps += 1
         self.tally.dense += state.length if not policy.task.facts.causal else state.block[1]
-        policy.after(state, before & ~state.masked)
+        policy.after(state, before != state.ids)
         if self.on_step is not None:
             self.on_step(state)
+        state.step += 1
+        state.block_step += 1
+        return choice.edits is not None and bool(choice.edits.any())
 
     def _only_write(self, plan: Any, block: tuple[int, int]) -> None:
         if plan is not None:
@@ -193,8 +220,8 @@ class Loop:
             residual_bytes=tally.residual_bytes,
             external_used=tally.used,
             external_share=tally.external_share(),
-            guide_forwards=tally.guide_forwards,
-            guide_rows=tally.guide_rows,
+            guide_forwards=getattr(self.decoder, "forwards", 0),
+            guide_rows=getattr(self.decoder, "rows", 0),
             seconds=seconds,
         )
         return Generation(state.finished_ids()[:, :stop], stats)

@@ -18,13 +18,15 @@ class External:
         inner: keys ``[inner[0], inner[1])`` are the block's own.
         use: whether what is stored is merged instead of computed.
         store: whether what is computed is stored.
-        heads: layer -> bool ``[H]``, heads that are computed although ``use``; None: none.
+        heads: layer -> int64 ``[h]``, heads that are computed although ``use``; None: none.
+        listener: hears what is computed (see :mod:`.heads`), or None.
     """
 
     inner: tuple[int, int]
     use: bool = False
     store: bool = True
     heads: dict[int, Tensor] | None = None
+    listener: Any = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ class Runner:
     def forward(self, plan: StepPlan, policy: Policy, state: SequenceState) -> Tensor | None:
         """Logits ``[B, W, V]`` of ``plan.want``, or None if nothing is read."""
         if plan.keep:
-            policy.kv.announce(plan.rows, behind=state.block[0])
+            policy.kv.announce(plan.rows, behind=state.block[0] - self.facts.shift)
         current = ForwardPass(plan, policy.kv, state.padding, policy.store)
         hidden = self._hidden(plan, current, state)
         self._count(plan, current, policy)

@@ -93,7 +93,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.steps = self.forwards = self.full = self.rows = self.row_layers = self.used = 0
-        self.dense = self.kv_bytes = self.residual_bytes = self.guide_forwards = self.guide_rows = 0
+        self.dense = self.kv_bytes = self.residual_bytes = 0
         self.shares: list[Any] = []
 
     def external_share(self) -> float | None:

@@ -6,6 +6,7 @@ Only their settings are here; what they do is in :mod:`diffcache.llm.policies`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
@@ -105,6 +106,48 @@ class FastDLLMConfig(LanguageConfig):
         check_choice("cache", self.cache, ["prefix", "dual"])
         for name in ("before", "behind", "every"):
             check_number(name, getattr(self, name), 0, NEVER, whole=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashBlockConfig(LanguageConfig):
+    """FlashBlock (arXiv 2602.05305): attention outside the block is kept with its log-sum-exp, and merged.
+
+    It is computed anew once ``dirty`` tokens of the block were decoded since, at the first step of a block, and when
+    keys outside were written again; ``heads`` says which heads are computed at every step all the same.
+    Memory of one branch: ``4 * layers * block * heads * (head_dim + 1)``, whatever the length, and keys and values:
+    ``2 * layers * tokens * kv_heads * head_dim * element_size``.
+
+    Args:
+        dirty: decoded tokens after which the part outside is computed anew; 1 only reuses it while nothing was decoded.
+        over: the rows that a step computes: ``exact`` on block-causal models; ``dual``, ``prefix`` or ``freecache`` on
+            bidirectional ones, where the keys outside drift as well, so that it is approximate twice.
+        heads: file with a calibrated mask (:func:`diffcache.llm.calibrate_heads`), or None.
+    """
+
+    method: ClassVar[str] = "flashblock"
+    summary: ClassVar[str] = "language: attention outside the block is kept and merged (FlashBlock)"
+    site: ClassVar[str] = "external"
+    regimes: ClassVar[tuple[str, ...]] = ("bidirectional", "block-causal")
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "dual": {"over": "dual"},
+        "prefix": {"over": "prefix"},
+        "freecache": {"over": "freecache"},
+    }
+
+    dirty: int = 2
+    over: str = "exact"
+    heads: str | None = None
+
+    def validate(self) -> None:
+        check_number("dirty", self.dirty, 0, NEVER, whole=True)
+        check_choice("over", self.over, ["exact", "dual", "prefix", "freecache"])
+        if self.heads is not None and not isinstance(self.heads, (str, Path)):
+            raise ConfigError(f"heads: {self.heads!r} is not the path of a calibrated mask")
+        if self.heads is not None:
+            object.__setattr__(self, "heads", str(self.heads))
+
+    def exact_on(self, regime: str) -> bool:
+        return regime == "block-causal" and self.dirty <= 1 and self.heads is None
 
 
 @dataclass(frozen=True, kw_only=True)

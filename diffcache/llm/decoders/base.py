@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...methods.checks import check_number
+from ..state import SequenceState
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +20,38 @@ class Choice:
     Attributes:
         tokens: ``[B, W]``.
         transfer: bool ``[B, W]``, True where the token is taken.
+        edits: bool ``[B, W]``, those of them that replace a decoded token; None where a decoder never does.
     """
 
     tokens: Tensor
     transfer: Tensor
+    edits: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a decoder sees of one step.
+
+    Attributes:
+        logits: ``[B, W, V]``.
+        positions: ``[B or 1, W]``, ascending; a sample with fewer repeats its last one.
+        open: bool ``[B, W]``, positions that may take a token; of repeated ones the first.
+        budget: int ``[B, 1]``, tokens that this step should decode; 0 where the number of steps is free.
+        state: the sequences.
+        generator: of the noise.
+    """
+
+    logits: Tensor
+    positions: Tensor
+    open: Tensor
+    budget: Tensor
+    state: SequenceState
+    generator: torch.Generator | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(ABC):
-    """Frozen and without state; what changes from step to step comes with the call.
+    """Frozen and without state; what changes from step to step comes with the call, or lives in what ``begin`` gives.
 
     Args:
         temperature: of Gumbel noise on the logits (LLaDA's sampler, in fp64); 0 takes the most likely token.
@@ -44,25 +68,30 @@ class Decoder(ABC):
     def validate(self) -> None:  # noqa: B027 - not all have more to check
         """Check the fields that the subclass adds."""
 
-    def choose(
-        self, logits: Tensor, open: Tensor, budget: Tensor, mask_id: int, generator: torch.Generator | None = None
-    ) -> Choice:
+    @property
+    def post_steps(self) -> int:
+        """Most steps after a block is full, in which decoded tokens may still be replaced."""
+        return 0
+
+    def begin(self, state: SequenceState) -> Decoder:
+        """The decoder of one generation."""
+        return self
+
+    def choose(self, sight: Sight) -> Choice:
         """Decide on the positions whose logits are given.
 
-        Args:
-            logits: ``[B, W, V]``.
-            open: bool ``[B, W]``, positions that may take a token.
-            budget: int ``[B, 1]``, tokens that this step should decode; 0 where the number of steps is free.
-            mask_id: never chosen.
-            generator: of the noise.
-
         Returns:
-            Tokens, and a transfer that is within ``open``, with at least one position of each sample that has any.
+            Tokens, never the mask token, and a transfer that is within ``open``, with at least one position of each
+            sample that has any.
         """
-        logits = logits.float()
-        logits[..., mask_id] = -torch.inf
-        tokens = self._noisy(logits, generator).argmax(-1)
-        return Choice(tokens, self.select(logits, tokens, open, budget) & open)
+        logits, tokens = self.draft(sight)
+        return Choice(tokens, self.select(logits, tokens, sight.open, sight.budget) & sight.open)
+
+    def draft(self, sight: Sight) -> tuple[Tensor, Tensor]:
+        """fp32 logits without the mask token, and the tokens they give."""
+        logits = sight.logits.float()
+        logits[..., sight.state.mask_id] = -torch.inf
+        return logits, self._noisy(logits, sight.generator).argmax(-1)
 
     def _noisy(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.temperature == 0.0:

@@ -8,9 +8,10 @@ from typing import Any
 from ...errors import ConfigError, unknown
 from .base import Decoder
 from .confidence import Factor, Threshold, TopK
+from .edit import Edit
 from .entropy import EntropyBound
 
-DECODERS: dict[str, type[Decoder]] = {cls.name: cls for cls in (TopK, Threshold, Factor, EntropyBound)}
+DECODERS: dict[str, type[Decoder]] = {cls.name: cls for cls in (TopK, Threshold, Factor, EntropyBound, Edit)}
 
 
 def make_decoder(decoder: str | Decoder, **settings: Any) -> Decoder:

@@ -24,7 +24,7 @@ class Task:
         facts: of the model.
         prompt_length, length: positions of the prompt and in all.
         block_length: of a block.
-        model: for policies that put hooks on its layers while they run.
+        model: for policies whose files belong to one.
     """
 
     facts: Facts
@@ -80,9 +80,6 @@ class Policy:
     def commit(self, state: SequenceState) -> StepPlan | None:
         """A forward after the block, or None."""
         return None
-
-    def close(self) -> None:
-        """Take off whatever was put on the model."""
 
     def row_layers(self, plan: StepPlan, current: ForwardPass) -> int:
         """Rows times layers that a forward computed."""

@@ -9,6 +9,7 @@ from ...methods.language import (
     DLLMCacheConfig,
     ElasticConfig,
     FastDLLMConfig,
+    FlashBlockConfig,
     FreeCacheConfig,
     LanguageConfig,
     SparseConfig,
@@ -21,6 +22,7 @@ from .base import Policy, Task
 from .block import ExactPrefix, FastDLLM, FreeCache
 from .d2cache import D2Cache
 from .elastic import Elastic
+from .flashblock import FlashBlock
 from .increments import DLLMCache
 from .sparse import Sparse
 
@@ -30,6 +32,7 @@ _BIDIRECTIONAL: dict[type[LanguageConfig], type[Policy]] = {
     FreeCacheConfig: FreeCache,
     ElasticConfig: Elastic,
     WindowConfig: Window,
+    FlashBlockConfig: FlashBlock,
     DKVConfig: DKV,
     DLLMCacheConfig: DLLMCache,
     SparseConfig: Sparse,
@@ -40,11 +43,15 @@ _BLOCK_CAUSAL: dict[type[LanguageConfig], type[Policy]] = {
     VanillaConfig: Policy,
     FastDLLMConfig: ExactPrefix,
     FreeCacheConfig: ExactPrefix,
+    FlashBlockConfig: FlashBlock,
 }
 
 
 def refusal(config: LanguageConfig, facts: Facts) -> str | None:
     """Why a method does not run on a model, or None."""
+    if isinstance(config, FlashBlockConfig) and facts.causal != (config.over == "exact"):
+        right = "exact" if facts.causal else "dual, prefix or freecache (approximate twice: keys outside drift, too)"
+        return f"flashblock over='{config.over}' does not run on a {facts.regime} model, which needs over={right}"
     if facts.regime in config.regimes:
         return None
     if facts.causal:

@@ -1,0 +1,185 @@
+"""FlashBlock on language models, its mask of heads, and the decoders that edit and that are guided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from diffcache import ConfigError, ScheduleFileError, UnsupportedModelError
+from diffcache.llm import Edit, Guided, HeadMask, calibrate_heads, declare, generate
+from diffcache.llm.decoders.base import Sight
+from diffcache.llm.state import SequenceState
+
+from .language import BIDIRECTIONAL, BLOCK_CAUSAL, COMMON, MASK, MODELS, llada, prompt, sdar
+
+SETTINGS = dict(gen_length=24, decoder="threshold", decoder_settings=dict(threshold=0.4))
+
+
+@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+def test_reused_only_while_nothing_was_decoded_is_exact(name):
+    model = BLOCK_CAUSAL[name]()
+    want = generate(model, prompt(2), "vanilla", **SETTINGS).sequences
+    for dirty in (0, 1):
+        run = generate(model, prompt(2), f"flashblock:dirty={dirty}", **SETTINGS)
+        assert torch.equal(run.sequences, want)
+        assert run.stats.external_used == 0
+
+
+@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+def test_a_larger_limit_reuses_more_and_bytes_do_not_grow_with_the_sequence(name):
+    model = BLOCK_CAUSAL[name]()
+    runs = [generate(model, prompt(2), f"flashblock:dirty={dirty}", **SETTINGS).stats for dirty in (1, 2, 4, 8)]
+    assert [run.external_used for run in runs] == sorted(run.external_used for run in runs)
+    assert runs[-1].external_used > runs[0].external_used
+    assert 0.0 < runs[-1].external_share < 1.0
+    config = model.config
+    held = 4 * 3 * 2 * 8 * config.num_attention_heads * (config.head_dim + 1)
+    longer = generate(model, prompt(2, 29), "flashblock", **SETTINGS).stats
+    assert {run.residual_bytes for run in [*runs, longer]} == {held}
+
+
+def test_the_one_step_that_reuses_merges_what_was_stored():
+    """With every key outside frozen and the queries of a step earlier, the result is near, not equal."""
+    model = sdar()
+    exact = generate(model, prompt(), "freecache", gen_length=24).sequences
+    run = generate(model, prompt(), "flashblock:dirty=8", gen_length=24)
+    assert run.stats.external_used > 0
+    assert run.sequences.shape == exact.shape
+    assert MASK not in run.sequences
+
+
+@pytest.mark.parametrize("over", ["dual", "prefix", "freecache"])
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_it_composes_with_policies_of_spans(name, over):
+    model = BIDIRECTIONAL[name]()
+    below = {"freecache": "freecache"}.get(over, f"fast-dllm:{over}")
+    settings = dict(SETTINGS, block_length=8)
+    exact = generate(model, prompt(2), below, **settings)
+    run = generate(model, prompt(2), f"flashblock:{over},dirty=1", **settings)
+    assert torch.equal(run.sequences, exact.sequences)
+    assert run.stats.rows == exact.stats.rows
+    reused = generate(model, prompt(2), f"flashblock:{over},dirty=8", **settings)
+    assert reused.stats.external_used > 0
+
+
+def test_rows_of_another_regime_are_refused():
+    with pytest.raises(UnsupportedModelError, match="approximate twice"):
+        generate(llada(), prompt(), "flashblock")
+    with pytest.raises(UnsupportedModelError, match="needs over=exact"):
+        generate(sdar(), prompt(), "flashblock:dual")
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_that_all_compute_are_exact_and_heads_that_none_do_are_the_plain_rule(tmp_path):
+    model = sdar()
+    shape = model.config.num_hidden_layers, 4, model.config.num_attention_heads
+    for value in (True, False):
+        HeadMask(torch.full(shape, value), type(model).__name__).save(tmp_path / f"{value}.safetensors")
+    run = generate(model, prompt(2), "flashblock:dirty=8", heads=str(tmp_path / "True.safetensors"), **SETTINGS)
+    assert run.stats.external_used > 0
+    assert torch.equal(run.sequences, generate(model, prompt(2), "vanilla", **SETTINGS).sequences)
+    run = generate(model, prompt(2), "flashblock:dirty=8", heads=str(tmp_path / "False.safetensors"), **SETTINGS)
+    assert torch.equal(run.sequences, generate(model, prompt(2), "flashblock:dirty=8", **SETTINGS).sequences)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calibration_asks_for_more_where_limits_are_tighter(name):
+    model = MODELS[name]()
+    asked = dict(gen_length=16, steps=4, over="exact" if name in BLOCK_CAUSAL else "dual")
+    asked |= {} if name in BLOCK_CAUSAL else dict(block_length=8)
+    loose, tight = (
+        calibrate_heads(model, [prompt(2), prompt(1, 9)], similarity=c, shift=d, **asked)
+        for c, d in ((-1.0, 1e6), (1.0, 0.0))
+    )
+    assert loose.recompute.shape == (3, 4, 4)
+    first = 1 if name in BLOCK_CAUSAL else 2  # over dual, the first step is a full pass, the second one is kept
+    assert not loose.recompute[:, first:].any()
+    assert tight.recompute.all()
+
+
+def test_files_of_other_models_are_refused(tmp_path):
+    model = sdar()
+    save_file({"something": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
+    HeadMask(torch.zeros(2, 4, 4, dtype=torch.bool), "Qwen3ForCausalLM").save(tmp_path / "b.safetensors")
+    for name, text in (("a", "not readable"), ("b", "made for Qwen3ForCausalLM with 2 layers"), ("c", "not readable")):
+        with pytest.raises(ScheduleFileError, match=text):
+            generate(model, prompt(), "flashblock", heads=str(tmp_path / f"{name}.safetensors"), gen_length=8)
+    with pytest.raises(ConfigError, match="similarity: 2"):
+        calibrate_heads(model, [prompt()], gen_length=8, similarity=2)
+
+
+# -- decoders ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_replaces_decoded_tokens_of_the_block_alone():
+    state = SequenceState(prompt(1, 4), 10, MASK)
+    state.block = (4, 8)
+    state.write(torch.tensor([[4, 5]]), torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
+    logits = torch.zeros(1, 5, 64)
+    logits[0, :, 9] = 20.0
+    logits[0, 1, 2] = 40.0  # agrees with what stands there
+    positions = torch.tensor([[3, 4, 5, 6, 7]])
+    open = state.open.gather(1, positions)
+    choice = Edit().choose(Sight(logits[:, [0, 0, 1, 2, 3]], positions, open, torch.zeros(1, 1).long(), state))
+    assert choice.edits[0].tolist() == [False, True, False, False, False]
+    assert choice.transfer[0].tolist() == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("method", ["vanilla", "flashblock"])
+def test_editing_ends(method):
+    model = sdar()
+    run = generate(model, prompt(2), method, gen_length=16, decoder=Edit(threshold=0.4, edit=0.05, refine=3))
+    assert MASK not in run.sequences
+    assert run.stats.steps > generate(model, prompt(2), method, gen_length=16, decoder="edit").stats.forwards // 4
+    assert generate(model, prompt(2), method, gen_length=16, decoder=Edit(edit=1.0)).stats.new_tokens == 32
+
+
+def guide(**more):
+    torch.manual_seed(7)
+    return LlamaForCausalLM(LlamaConfig(**{**COMMON, **more})).eval()
+
+
+@pytest.mark.parametrize("chunk", [3, 32])
+def test_a_guide_that_always_agrees_takes_whole_blocks_and_one_that_never_does_single_tokens(chunk):
+    model = llada()
+    settings = dict(gen_length=16, block_length=8, guide=guide())
+    rule = dict(rule="probability", chunk=chunk)
+    run = generate(model, prompt(2), "freecache", decoder_settings=dict(least=0.0, **rule), **settings)
+    assert run.stats.steps == 2
+    assert run.stats.guide_forwards == 2 * 2 * -(-8 // chunk)
+    run = generate(model, prompt(2), "freecache", decoder_settings=dict(least=1.0, **rule), **settings)
+    assert run.stats.steps == 16
+    assert run.stats.guide_rows >= run.stats.guide_forwards
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 32])
+def test_the_guides_cache_does_not_change_what_it_says(chunk):
+    """Each accepted run is the longest one that a guide without a cache agrees with."""
+    model, judge, runs = llada(), guide(), []
+    decoder = Guided(guide=judge, rule="topk", top=24, chunk=chunk)
+
+    def see(state):
+        runs.append(int((state.decoded_at[0] == state.step).sum()))
+
+    ids = generate(model, prompt(), "vanilla", gen_length=24, block_length=8, decoder=decoder, on_step=see).sequences
+    with torch.no_grad():
+        agreed = decoder.agrees(judge(ids[:, :-1]).logits[0, 12:], ids[0, 13:]).tolist()
+    start, ends = 0, set()
+    for run in runs:
+        assert all(agreed[start + 1 : start + run])
+        ends.add(start := start + run)
+    assert len(runs) < 24
+    assert start == 24
+
+
+def test_a_guide_must_be_an_autoregressive_model_of_the_same_vocabulary():
+    with pytest.raises(ConfigError, match="guide: a vocabulary of 80 tokens, the diffusion model has 64"):
+        generate(llada(), prompt(), gen_length=8, guide=guide(vocab_size=80))
+    with pytest.raises(UnsupportedModelError, match="a diffusion language model itself"):
+        generate(llada(), prompt(), gen_length=8, guide=declare(guide()))
+    with pytest.raises(UnsupportedModelError, match="not a causal language model"):
+        Guided(guide=torch.nn.Linear(2, 2))
