@@ -54,7 +54,8 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
         raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
     config = make_config(method, **overrides)
     if isinstance(config, LanguageConfig):
-        raise UnsupportedModelError(_language_only(config, type(pipe).__name__))
+        _attach_language_pipeline(pipe, config)
+        return pipe
     models = {name: unwrapped(model) for name, model in find_denoisers(pipe).items()}
     _install(pipe, models, config, _boundary(pipe))
     return pipe
@@ -88,6 +89,14 @@ def accelerate_model(model: Model, method: Method, **overrides: Any) -> Model:
 
 def _language_only(config: LanguageConfig, name: str) -> str:
     return f"{config.method} is a method for diffusion language models, and {name} is none"
+
+
+def _attach_language_pipeline(pipe: Any, config: LanguageConfig) -> None:
+    from .llm.pipelines import attach_pipeline
+
+    handle = attach_pipeline(pipe, config)  # may refuse: an earlier method stays on then
+    restore(pipe)
+    handle.install()
 
 
 def _attach_language(model: nn.Module, config: LanguageConfig) -> None:

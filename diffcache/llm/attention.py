@@ -40,17 +40,26 @@ def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | Non
 
 
 def attend_split(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, inner: tuple[int, int], mask: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention outside the keys ``[inner[0], inner[1])`` and inside them: ``(A_out, lse_out, A_in, lse_in)``."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    inner: tuple[int, int],
+    mask: Tensor | None = None,
+    inside: bool = True,
+) -> tuple[Tensor, ...]:
+    """Attention outside the keys ``[inner[0], inner[1])`` and inside them: ``(A_out, lse_out, A_in, lse_in)``.
+
+    Without ``inside`` only the first two.
+    """
     first, last = inner
     part = (lambda a, b: mask) if mask is None else (lambda a, b: mask[..., a:b])
-    inside = attend_lse(q, k[:, :, first:last], v[:, :, first:last], scale, part(first, last))
+    own = attend_lse(q, k[:, :, first:last], v[:, :, first:last], scale, part(first, last)) if inside else ()
     out, lse = attend_lse(q, k[:, :, :first], v[:, :, :first], scale, part(0, first))
     if last < k.shape[2]:
         behind = attend_lse(q, k[:, :, last:], v[:, :, last:], scale, part(last, k.shape[2]))
         out, lse = merge_attention(out, lse, *behind)
-    return out, lse, *inside
+    return out, lse, *own
 
 
 def probabilities(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -203,23 +203,12 @@ class Loop:
         state, tally, request, facts = self.state, self.tally, self.request, self.policy.task.facts
         stop = state.prompt_length + request.gen_length
         ends = torch.minimum(state.end + 1, torch.full_like(state.end, stop))
-        stats = GenerationStats(
-            method=self.policy.config.method,
-            decoder=self.decoder.name,
+        stats = replace(
+            tally.stats(self.policy.config.method, self.decoder.name, facts.layers),
             batch=len(state.ids),
             prompt_tokens=state.prompt_length,
             length=stop,
             new_tokens=int((ends - state.prompt_length).sum()),
-            steps=tally.steps,
-            forwards=tally.forwards,
-            full_forwards=tally.full,
-            rows=tally.rows,
-            row_layers=tally.row_layers,
-            row_share=tally.row_layers / max(tally.dense * facts.layers, 1),
-            kv_bytes=tally.kv_bytes,
-            residual_bytes=tally.residual_bytes,
-            external_used=tally.used,
-            external_share=tally.external_share(),
             guide_forwards=getattr(self.decoder, "forwards", 0),
             guide_rows=getattr(self.decoder, "rows", 0),
             seconds=seconds,

@@ -14,6 +14,7 @@ from ..methods.language import LanguageConfig
 from .decoders import Decoder
 from .driver import Generation, generate, language_config
 from .families import read_facts
+from .pipelines.attaching import attach_pipeline, hook_of
 from .policies import refusal
 from .stats import GenerationStats
 
@@ -63,6 +64,9 @@ def attach(model: nn.Module, config: LanguageConfig) -> None:
     Raises:
         UnsupportedModelError: not a diffusion language model, or one that the method does not run on.
     """
+    if hook_of(model) is not None:  # a loop of its own, as DiffusionGemma's
+        attach_pipeline(model, config).install()
+        return
     reason = refusal(config, read_facts(model))
     if reason is not None:
         raise UnsupportedModelError(reason)
@@ -72,6 +76,9 @@ def attach(model: nn.Module, config: LanguageConfig) -> None:
 def judge(model: Any, config: LanguageConfig) -> tuple[bool, str | None]:
     """Whether a method leaves every value as it is on a model, and why it does not run there, if it does not."""
     try:
+        if hook_of(model) is not None:
+            attach_pipeline(model, config)
+            return config.exact_on("block-causal"), None
         facts = read_facts(model)
     except UnsupportedModelError as error:
         return False, str(error)

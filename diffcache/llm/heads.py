@@ -52,7 +52,7 @@ def load_heads(path: str | Path, model: Any) -> HeadMask:
             recompute, made = file.get_tensor("recompute").bool(), (file.metadata() or {}).get("model_class", "")
     except (OSError, SafetensorError, KeyError) as error:
         raise ScheduleFileError(f"{path}: not readable as a mask of heads: {error}") from error
-    config = model.config
+    config = getattr(model.config, "text_config", model.config)
     shape = (config.num_hidden_layers, config.num_attention_heads)
     if made != type(model).__name__ or (recompute.shape[0], recompute.shape[2]) != shape:
         raise ScheduleFileError(

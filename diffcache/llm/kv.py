@@ -37,6 +37,15 @@ class PositionKVCache:
             self.version += 1
         self.filled = max(self.filled, stop)
 
+    def grow(self, capacity: int) -> None:
+        """Room for more positions; what is there stays."""
+        if capacity <= self.capacity:
+            return
+        self.capacity = max(capacity, 2 * self.capacity)
+        for layer, pair in self._layers.items():
+            more = self.capacity - pair[0].shape[2]
+            self._layers[layer] = tuple(torch.nn.functional.pad(t, (0, 0, 0, more)) for t in pair)
+
     def write(self, layer: int, rows: Rows, k: Tensor, v: Tensor) -> None:
         """Put ``[B, H_kv, T, d]`` at ``rows`` of a layer."""
         for held, new in zip(self._of(layer, k, v), (k, v)):

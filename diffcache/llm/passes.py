@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from ..kernels import merge_attention
 from .attention import attend, attend_lse, attend_split
 from .kv import PositionKVCache
-from .plan import StepPlan
+from .plan import External, StepPlan
 
 NAME = "diffcache"
 """Of the attention implementation, in transformers' registry."""
@@ -59,8 +59,8 @@ class ForwardPass:
         self.shares: list[Tensor] = []
         self._masks: dict[Any, Tensor | None] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """The layer's attention ``[B, H, T, d]``; writes its keys and values."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+        """The layer's attention ``[B, H, T, d]``; writes its keys and values. Its mask is the plan's."""
         plan = self.plan
         if plan.probe is not None:
             plan.probe.hear_before(self, layer, q, k, scale)
@@ -73,41 +73,10 @@ class ForwardPass:
         return attend(q, k, v, scale, self.mask(q.device))
 
     def _merged(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        ext, (first, last) = self.plan.external, self.plan.external.inner
-        mask = self.mask(q.device)
-        if not ext.use:
-            out, lse, *inside = attend_split(q, k, v, scale, ext.inner, mask)
-            if ext.listener is not None:
-                ext.listener.hear(layer, out.float(), lse)
-            if ext.store:
-                self.store.parts[layer] = out.float(), lse
-        else:
-            out, lse = self.store.parts[layer]
-            if ext.heads is not None:
-                self._renew(layer, ext.heads[layer], q, k, v, scale, mask)
-                out, lse = self.store.parts[layer]
-            inner_mask = None if mask is None else mask[..., first:last]
-            inside = attend_lse(q, k[:, :, first:last], v[:, :, first:last], scale, inner_mask)
-        merged, total = merge_attention(out, lse, inside[0].float(), inside[1])
-        self.shares.append(torch.exp(lse - total).mean())
-        return merged.to(q.dtype)
-
-    def _renew(self, layer: int, heads: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Any) -> None:
-        """Compute the external part of some heads and store it; ``heads`` are positions, int64."""
-        if heads.numel() == 0:
-            return
-        groups = q.shape[1] // k.shape[1]
-        of = heads // groups
-        fresh = attend_split(
-            q.index_select(1, heads),
-            k.index_select(1, of),
-            v.index_select(1, of),
-            scale,
-            self.plan.external.inner,
-            mask,
-        )
-        for held, new in zip(self.store.parts[layer], fresh[:2]):
-            held.index_copy_(1, heads, new.float())
+        ext = self.plan.external
+        out, share = merged(ext, ext.inner, self.store, layer, (q, k, v), scale, self.mask(q.device))
+        self.shares.append(share)
+        return out
 
     def mask(self, device: torch.device) -> Tensor | None:
         """Which keys the rows see, bool ``[B or 1, 1, T or 1, K]``, or None for all; made once a forward."""
@@ -140,7 +109,55 @@ def attention_forward(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return current.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+    return current.attend(module.layer_idx, query, key, value, scale, attention_mask).transpose(1, 2), None
+
+
+def merged(
+    ext: External,
+    inner: tuple[int, int],
+    store: ExternalStore,
+    layer: int,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of a layer from the parts outside and inside ``inner``, and the mean weight of the one outside."""
+    q, k, v = qkv
+    if not ext.use:
+        out, lse, *inside = attend_split(q, k, v, scale, inner, mask)
+        if ext.listener is not None:
+            ext.listener.hear(layer, out.float(), lse)
+        if ext.store:
+            store.parts[layer] = out.float(), lse
+    else:
+        if ext.heads is not None:
+            _renew(ext.heads[layer], inner, store.parts[layer], qkv, scale, mask)
+        out, lse = store.parts[layer]
+        first, last = inner
+        within = None if mask is None else mask[..., first:last]
+        inside = attend_lse(q, k[:, :, first:last], v[:, :, first:last], scale, within)
+    whole, total = merge_attention(out.float(), lse, inside[0].float(), inside[1])
+    return whole.to(q.dtype), torch.exp(lse - total).mean()
+
+
+def _renew(
+    heads: Tensor,
+    inner: tuple[int, int],
+    parts: tuple[Tensor, Tensor],
+    qkv: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    mask: Tensor | None,
+) -> None:
+    """Compute the part outside for some heads (positions, int64), over what is stored of them."""
+    if heads.numel() == 0:
+        return
+    q, k, v = qkv
+    of = heads // (q.shape[1] // k.shape[1])
+    fresh = attend_split(
+        q.index_select(1, heads), k.index_select(1, of), v.index_select(1, of), scale, inner, mask, inside=False
+    )
+    for held, new in zip(parts, fresh):
+        held.index_copy_(1, heads, new.to(held.dtype))
 
 
 AttentionInterface.register(NAME, attention_forward)

@@ -59,7 +59,7 @@ class GenerationStats:
     @property
     def tokens_per_step(self) -> float:
         """New tokens of one sequence a step."""
-        return self.new_tokens / (self.steps * self.batch) if self.steps else 0.0
+        return self.new_tokens / (self.steps * self.batch) if self.steps * self.batch else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -71,9 +71,12 @@ class GenerationStats:
         }
 
     def __str__(self) -> str:
+        speed = (
+            f"{self.new_tokens} tokens in {self.steps} steps ({self.tokens_per_step:.2f} a step), "
+            f"{self.seconds:.2f} s, {self.tokens_per_second:.1f} tokens/s"
+        )
         lines = [
-            f"{self.method}, {self.decoder}: {self.new_tokens} tokens in {self.steps} steps "
-            f"({self.tokens_per_step:.2f} a step), {self.seconds:.2f} s, {self.tokens_per_second:.1f} tokens/s",
+            f"{self.method}, {self.decoder}: {speed if self.new_tokens else f'{self.steps} steps'}",
             f"  {self.forwards} forwards, {self.full_forwards} of them full; {self.rows} rows, "
             f"{100 * self.row_share:.1f}% of the row-layers of a full pass each step",
             f"  {size_text(self.kv_bytes)} keys and values, {size_text(self.residual_bytes)} besides",
@@ -96,8 +99,13 @@ class Tally:
         self.dense = self.kv_bytes = self.residual_bytes = 0
         self.shares: list[Any] = []
 
-    def external_share(self) -> float | None:
-        """Mean over forwards and layers; reads the device once."""
-        if not self.shares:
-            return None
-        return sum(share.item() for share in self.shares) / len(self.shares)
+    def stats(self, method: str, decoder: str, layers: int) -> GenerationStats:
+        """What was counted; what only a loop knows is 0. Reads the device once for each share."""
+        share = sum(part.item() for part in self.shares) / len(self.shares) if self.shares else None
+        return GenerationStats(
+            method=method, decoder=decoder, batch=0, prompt_tokens=0, length=0, new_tokens=0, steps=self.steps,
+            forwards=self.forwards, full_forwards=self.full, rows=self.rows, row_layers=self.row_layers,
+            row_share=self.row_layers / max(self.dense * layers, 1), kv_bytes=self.kv_bytes,
+            residual_bytes=self.residual_bytes, external_used=self.used, external_share=share,
+            guide_forwards=0, guide_rows=0, seconds=0.0,
+        )  # fmt: skip

@@ -1,0 +1,126 @@
+"""LLaDA2Pipeline: its forward over the whole prefix becomes one over the block, with exact keys of what lies before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ...errors import UnsupportedModelError
+from ...methods.language import LanguageConfig
+from ..families import read_facts
+from ..passes import attending
+from ..plan import StepPlan
+from ..policies import Policy, Task, refusal
+from ..rows import Rows
+from ..runner import Runner
+from ..stats import Tally
+from .reuse import Reuse
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the runner reads of the sequences: the pipeline's own state."""
+
+    ids: Tensor
+    padding: Tensor | None
+    block: tuple[int, int]
+
+
+class RefinementHook(ModelHook):
+    """Stands in for the forward of a block-causal model, called with ids ``[B, W]`` whose last block is under way.
+
+    Keys of the blocks before are computed once, under the block-causal mask; a call computes the block alone and
+    returns its logits ``[B, block, V]``. Anything in the prefix that changed starts over.
+
+    Args:
+        model: a block-causal model.
+        config: of the method.
+
+    Raises:
+        UnsupportedModelError: not block-causal: keys of the prefix would move with the block.
+    """
+
+    def __init__(self, model: nn.Module, config: LanguageConfig) -> None:
+        super().__init__()
+        self.facts, self.config = read_facts(model), config
+        if not self.facts.causal:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is declared bidirectional: keys of the prefix move with the block, so that "
+                "this pipeline's forward has no exact short form; declare(model, regime='block-causal', "
+                "block_length=...) if it was trained so, or use diffcache.llm.generate"
+            )
+        reason = refusal(config, self.facts)
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+        if self.facts.shift:
+            raise UnsupportedModelError(f"{type(model).__name__} predicts the next position, the pipeline the same one")
+        self.reuse = Reuse(config, model)
+        self.tally = Tally()
+        self._policy: Policy | None = None
+        self._prefix: Tensor | None = None  # what keys are there for
+        self._seen: Tensor | None = None
+        self._block: Tensor | None = None
+        self._window = 0
+
+    def new_forward(self, module: nn.Module, input_ids: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        size = self.facts.block_length
+        if input_ids.shape[1] % size or (attention_mask is not None and attention_mask.dim() != 2):
+            # not a call of the loop that this stands in for
+            return self.fn_ref.original_forward(input_ids, attention_mask=attention_mask, **kwargs)
+        start, stop = input_ids.shape[1] - size, input_ids.shape[1]
+        padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+        self._follow(input_ids, padding, start)
+        seen = Seen(input_ids, padding, (start, stop))
+        with attending(module):
+            return CausalLMOutputWithPast(logits=self._run(Runner(module, self.facts, self.tally), seen))
+
+    def _follow(self, ids: Tensor, padding: Tensor | None, start: int) -> None:
+        """Keep what is still true of the prefix ``ids[:, :start]``, and forget the rest."""
+        size, known = self.facts.block_length, self._prefix
+        done = -1 if known is None else known.shape[1]
+        seen = ids if padding is None else torch.where(padding, ids, -1)  # padding counts as a token of its own
+        if (
+            done < 0
+            or done > start
+            or not torch.equal(known, seen[:, :done])
+            or self._restarts(ids[:, start:], start + size)
+        ):
+            self.forget()
+            self._policy = Policy(self.config, Task(self.facts, 0, start + size, size))
+        self._policy.kv.grow(start + size)
+        if self._window != start + size:
+            self._window = start + size
+            self.reuse.begin()
+        self._seen, self._block = seen, ids[:, start:].clone()
+
+    def _restarts(self, block: Tensor, window: int) -> bool:
+        """A decoded position is masked again in the same window: a new generation, whose weights may be others."""
+        before = self._block
+        if before is None or self.facts.mask_id is None or self._window != window:
+            return False
+        return bool(((before != block) & (block == self.facts.mask_id)).any())
+
+    def _run(self, runner: Runner, seen: Seen) -> Tensor:
+        start, stop = seen.block
+        done = 0 if self._prefix is None else self._prefix.shape[1]
+        if done < start:
+            plan = StepPlan(Rows(done, start), None, stop=start, triangular=self.facts.block_length)
+            runner.forward(plan, self._policy, seen)
+            self._prefix = self._seen[:, :start].clone()
+        elif self._prefix is None:
+            self._prefix = self._seen[:, :0]
+        external = self.reuse.next(seen.ids[:, start:], (start, stop)) if start else None
+        rows = Rows(start, stop)
+        self.tally.steps += 1
+        self.tally.dense += stop
+        return runner.forward(StepPlan(rows, rows, stop, external=external), self._policy, seen)
+
+    def forget(self) -> None:
+        """Free keys and values."""
+        self._policy = self._prefix = self._seen = self._block = None
+        self._window = 0
