@@ -54,7 +54,7 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
         raise UnsupportedModelError(f"{type(pipe).__name__} is a model, not a pipeline: use accelerate_model")
     config = make_config(method, **overrides)
     if isinstance(config, LanguageConfig):
-        _attach_language_pipeline(pipe, config)
+        _attach_language(pipe, config)
         return pipe
     models = {name: unwrapped(model) for name, model in find_denoisers(pipe).items()}
     _install(pipe, models, config, _boundary(pipe))
@@ -91,18 +91,12 @@ def _language_only(config: LanguageConfig, name: str) -> str:
     return f"{config.method} is a method for diffusion language models, and {name} is none"
 
 
-def _attach_language_pipeline(pipe: Any, config: LanguageConfig) -> None:
-    from .llm.pipelines import attach_pipeline
+def _attach_language(owner: Any, config: LanguageConfig) -> None:
+    from .llm.handle import make_handle  # transformers is needed there alone
 
-    handle = attach_pipeline(pipe, config)  # may refuse: an earlier method stays on then
-    restore(pipe)
+    handle = make_handle(owner, config)  # may refuse: an earlier method stays on then
+    restore(owner)
     handle.install()
-
-
-def _attach_language(model: nn.Module, config: LanguageConfig) -> None:
-    from .llm.handle import attach  # transformers is needed there alone
-
-    attach(model, config)
 
 
 def _install(owner: Any, models: dict[str, nn.Module], config: MethodConfig, boundary: float | None) -> None:

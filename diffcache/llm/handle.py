@@ -14,7 +14,7 @@ from ..methods.language import LanguageConfig
 from .decoders import Decoder
 from .driver import Generation, generate, language_config
 from .families import read_facts
-from .pipelines.attaching import attach_pipeline, hook_of
+from .pipelines.attaching import PipelineHandle, attach_pipeline, hook_of
 from .policies import refusal
 from .stats import GenerationStats
 
@@ -53,24 +53,27 @@ class LanguageHandle:
         """Forget all numbers."""
         self._last = None
 
+    def install(self) -> None:
+        """Put the handle on."""
+        self.owner.__dict__[ATTRIBUTE] = self
+
     def restore(self) -> None:
         """Take the handle off."""
         self.owner.__dict__.pop(ATTRIBUTE, None)
 
 
-def attach(model: nn.Module, config: LanguageConfig) -> None:
-    """Put a method on a language model.
+def make_handle(model: nn.Module, config: LanguageConfig) -> LanguageHandle | PipelineHandle:
+    """A method for a language model, not yet installed.
 
     Raises:
         UnsupportedModelError: not a diffusion language model, or one that the method does not run on.
     """
     if hook_of(model) is not None:  # a loop of its own, as DiffusionGemma's
-        attach_pipeline(model, config).install()
-        return
+        return attach_pipeline(model, config)
     reason = refusal(config, read_facts(model))
     if reason is not None:
         raise UnsupportedModelError(reason)
-    model.__dict__[ATTRIBUTE] = LanguageHandle(model, config)
+    return LanguageHandle(model, config)
 
 
 def judge(model: Any, config: LanguageConfig) -> tuple[bool, str | None]:
