@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
+from diffusers import BlockRefinementScheduler, DiffusionGemmaPipeline, EntropyBoundScheduler, LLaDA2Pipeline
 from transformers import (
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
@@ -150,3 +150,32 @@ def test_diffusion_gemma_reuses_what_a_calibrated_mask_lets_it(tmp_path):
     assert 0.0 < stats.external_share < 1.0
     with pytest.raises(UnsupportedModelError, match="only flashblock saves more"):
         accelerate_model(model, "freecache")
+
+
+class Processor:
+    """Token ids for every prompt; no tokenizer is needed for the law."""
+
+    eos_token_id = None
+
+    def apply_chat_template(self, messages, **kwargs):
+        return {"input_ids": prompt(len(messages), 21) + 1}
+
+
+def test_diffusion_gemma_pipeline_with_nothing_reused_is_its_own_loop():
+    pipe = DiffusionGemmaPipeline(gemma(), EntropyBoundScheduler(), Processor())
+    pipe.set_progress_bar_config(disable=True)
+
+    def run_it():
+        draw = torch.Generator().manual_seed(3)
+        call = dict(gen_length=16, num_inference_steps=4, output_type="seq", generator=draw)
+        return pipe(prompt=["a", "b"], confidence_threshold=None, **call).sequences
+
+    bare = run_it()
+    accelerate_pipeline(pipe, "flashblock:dirty=0")
+    assert torch.equal(run_it(), bare)
+    assert pipe.diffcache.stats().steps == 8
+    accelerate_pipeline(pipe, "flashblock:dirty=100")
+    assert run_it().shape == bare.shape
+    assert pipe.diffcache.stats().external_used > 0
+    restore(pipe)
+    assert torch.equal(run_it(), bare)
