@@ -42,7 +42,6 @@ from diffcache.zoo.loading import WEIGHTS
 
 #: held-out seeds begin here
 FIRST_SEED = 1000
-RANDOM_TABLES = 20
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Row:
     work: float = 1.0
 
 
-def rows(expert: Expert, schedule: Path, steps: int) -> list[Row]:
+def rows(expert: Expert, schedule: Path, steps: int, random: int) -> list[Row]:
     """diffsparse, and the controls at the same work."""
     table = table_of(expert, str(schedule))
     keep = np.array(table.keep)
@@ -79,7 +78,7 @@ def rows(expert: Expert, schedule: Path, steps: int) -> list[Row]:
         Row(
             f"4 taylorseer:lite, interval {interval}", make_config("taylorseer:lite", interval=interval, order=1), steps
         ),
-        *(Row(f"5 random table {n}", alike(random_table(keep.shape, budget, n)), steps) for n in range(RANDOM_TABLES)),
+        *(Row(f"5 random table {n}", alike(random_table(keep.shape, budget, n)), steps) for n in range(random)),
         *(
             [Row("6 one-shot table", alike(expert.numbers["one_shot"].numpy()), steps)]
             if "one_shot" in expert.numbers
@@ -110,14 +109,14 @@ def random_table(shape: tuple[int, int], budget: float, seed: int) -> np.ndarray
     return np.concatenate([np.ones((1, units)), levels[found].reshape(steps - 1, units)])
 
 
-def measure(model: str, schedule: Path, seeds: int) -> list[Row]:
+def measure(model: str, schedule: Path, seeds: int, random: int) -> list[Row]:
     """Every row on every seed."""
     calibration = read_calibration(schedule)
     (expert,) = calibration.experts.values()
     pipe, entry = load_pipeline(model), list_models()[model]
     pipe.set_progress_bar_config(disable=True)
     subject = Subject(pipe, entry, WEIGHTS / model, Request())
-    found = rows(expert, schedule, calibration.steps)
+    found = rows(expert, schedule, calibration.steps, random)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(model, total=seeds * len(found))
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
@@ -161,12 +160,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny-dit", "tiny-wan"])
     parser.add_argument("--schedule", nargs="+", type=Path, help="one file for each model; the shipped ones")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--random", type=int, default=20, help="random tables, of which the best counts")
     parser.add_argument("--out", type=Path, default=Path("out/diffsparse"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     files = options.schedule or [Path(list_models()[m].methods["diffsparse"]["schedule"]) for m in options.models]
     for model, schedule in zip(options.models, files, strict=True):
-        found = measure(model, schedule, options.seeds)
+        found = measure(model, schedule, options.seeds, options.random)
         text = table(model, found, options.seeds)
         (options.out / f"{model}.md").write_text(text + "\n")
         (options.out / f"{model}.json").write_text(json.dumps({r.label: r.psnr for r in found}, indent=1))
