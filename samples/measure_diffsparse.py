@@ -157,7 +157,8 @@ def table(model: str, found: list[Row], seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["tiny-dit", "tiny-wan"])
+    shipped = [name for name, entry in list_models().items() if "diffsparse" in entry.methods]
+    parser.add_argument("--models", nargs="+", default=shipped)
     parser.add_argument("--schedule", nargs="+", type=Path, help="one file for each model; the shipped ones")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--random", type=int, default=20, help="random tables, of which the best counts")
