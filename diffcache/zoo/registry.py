@@ -76,6 +76,7 @@ _ENTRIES = (
         50,
         4.0,
         {"max_sequence_length": 16},
+        _shipped("tiny-wan"),
     ),
     ZooEntry(
         "tiny-dit",
