@@ -38,7 +38,7 @@ def build(args: argparse.Namespace, causal: bool) -> torch.nn.Module:
 
 def measure(args: argparse.Namespace, causal: bool) -> None:
     """Print one table."""
-    model, methods = build(args, causal), ("vanilla", *(EXACT if causal else METHODS))
+    model, methods = build(args, causal), ("vanilla", *(EXACT if causal else args.methods.split()))
     ids = torch.randint(0, 2000, (1, args.prompt))
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     stats = {}
@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in dict(layers=8, width=256, prompt=194, new=256, block=32, steps=128, rounds=3).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--methods", default=" ".join(METHODS), help="of the bidirectional table")
     args = parser.parse_args()
     measure(args, causal=False)
     measure(args, causal=True)
