@@ -66,9 +66,10 @@ def test_threshold_falls_back_to_the_budget():
     assert taken.transfer.sum() == 3
 
 
+@pytest.mark.parametrize("method", ["freecache", "window", "elastic"])
 @pytest.mark.parametrize("steps", [4, 8, 16])
-def test_topk_takes_the_steps_asked_for(steps):
-    stats = generate(llada(), prompt(2), "freecache", gen_length=16, block_length=8, steps=steps).stats
+def test_topk_takes_the_steps_asked_for(steps, method):
+    stats = generate(llada(), prompt(2), method, gen_length=16, block_length=8, steps=steps).stats
     assert stats.steps == steps
     assert stats.new_tokens == 32
 

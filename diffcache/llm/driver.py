@@ -156,7 +156,7 @@ class Loop:
         """One block; False when every sequence has ended."""
         state, policy = self.state, self.policy
         state.block, state.block_step = block, 0
-        count = policy.decodable(state).sum(1, keepdim=True)
+        count = state.open[:, block[0] : block[1]].sum(1, keepdim=True)  # of a window policy, the whole canvas
         while bool(policy.decodable(state).any()):  # the one read of the device a step
             self._step(count, steps)
         self._refine(count)
