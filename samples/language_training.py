@@ -54,7 +54,7 @@ def train(
     tokenizer.save_pretrained(args.out / "tokenizer")
     model.config.save_pretrained(args.out)
     optimizers = make_optimizers(model, lambda n: "layers" in n, args.lr)
-    trainer = Trainer(model, optimizers, args.out, args.minutes, warmup=30)
+    trainer = Trainer(model, optimizers, args.out, args.minutes, args.ema, warmup=30)
     # Every start draws its own problems: seed plus index must not meet an earlier start's.
     sources = [Batches(f, tokenizer, TRAIN_SEED + (args.seed * 1000 + trainer.step) * 10**5, avoid) for f in families]
     decoder = torch.compile(model.model) if args.compile else model.model
@@ -109,6 +109,7 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--families", nargs="*", help="default: all")
     parser.add_argument("--compile", action="store_true", help="1.4 times as fast, after two minutes of compiling")
