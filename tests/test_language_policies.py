@@ -89,7 +89,9 @@ def test_block_causal_methods_that_are_exact_change_no_token(name, method):
 def test_a_sample_does_not_depend_on_its_companions(name, method):
     """elastic refreshes for all where one drifts."""
     model, both = MODELS[name](), prompt(2)
-    if read_facts(model).regime not in list_methods()[method].regimes:
+    if name in BIDIRECTIONAL and method == "flashblock":
+        method = "flashblock:dual"
+    elif read_facts(model).regime not in list_methods()[method].regimes:
         pytest.skip("another regime")
     settings = dict(gen_length=16, decoder="threshold", decoder_settings=dict(threshold=0.4))
     settings |= {} if name in BLOCK_CAUSAL else dict(block_length=8)
@@ -159,7 +161,7 @@ def test_residual_bytes_are_those_of_the_formulas():
     config, layers = model.config, 3
     width = config.num_key_value_heads * config.head_dim
     held = {m: generate(model, prompt(batch), m, gen_length=16, block_length=8).stats for m in list_methods("language")
-            if "bidirectional" in list_methods()[m].regimes}  # fmt: skip
+            if m != "flashblock"}  # fmt: skip
     assert held["vanilla"].kv_bytes == 0
     for method, stats in held.items():
         if method != "vanilla":
