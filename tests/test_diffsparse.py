@@ -243,7 +243,7 @@ def changed_outputs(trials, seed):
                 for number, unit in enumerate(self.units):
                     count = lambda name, *_: 0 if name == unit.name else seen.selection.tokens  # noqa: B023, E731
                     select = lambda stream: Selection(torch.arange(stream.shape[1]))  # noqa: E731
-                    start = next(iter(self._lessons.values()))[0]
+                    start = next(iter(self._lessons.values())).start
                     blend = BlendPass(seen.lessons, start, before, select, count)
                     (stale,) = tensors_in_order(self._within(blend, self.again))
                     change = (stale - output).detach().double().square()

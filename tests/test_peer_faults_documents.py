@@ -134,9 +134,16 @@ SCRIPTS = re.compile(r"python (samples/\w+\.py)((?: +--[\w-]+(?: +[\w./*-]+)*)*)
 def test_every_sample_that_a_page_names_exists_with_its_options(page):
     for script, options in SCRIPTS.findall(page.read_text(encoding="utf-8")):
         assert (ROOT / script).is_file(), script
-        source = (ROOT / script).read_text(encoding="utf-8")
+        source = _with_imports(ROOT / script)
         for option in re.findall(r"--[\w-]+", options):
             assert f'"{option}"' in source, f"{script} {option}"
+
+
+def _with_imports(script):
+    """A script's text and that of the modules beside it that it imports, which may define its options."""
+    source = script.read_text(encoding="utf-8")
+    beside = (script.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", source, re.MULTILINE))
+    return source + "".join(path.read_text(encoding="utf-8") for path in beside if path.is_file())
 
 
 # -- what is said of methods -------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class ProbeSite(TokenSite):
         if not cache.ready:
             super().compute(repeatable(run), cache, moment)  # where the tokens are
         lessons = cache.lessons
-        start = next(iter(self._lessons.values()))[0]
+        start = next(iter(self._lessons.values())).start
         with torch.enable_grad():
             seen = BlendPass(lessons, start, {}, _in_order, lambda *unit: 0)
             result = self._within(seen, again)
