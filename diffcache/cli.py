@@ -17,23 +17,7 @@ import typer
 from . import __version__
 from .cli_calibrate import EPILOG, calibrate
 from .cli_info import add_to
-from .cli_options import (
-    Actions,
-    Clip,
-    Debug,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Image,
-    Model,
-    NegativePrompt,
-    Pixels,
-    Prompt,
-    Settings,
-    Steps,
-    state,
-)
+from .cli_options import Asked, Debug, Model, Settings, Steps, asks, state
 from .cli_report import EPILOG as REPORT_EPILOG
 from .cli_report import report
 from .cli_tune import EPILOG as TUNE_EPILOG
@@ -82,24 +66,15 @@ def _root(
     "  diffcache sample --method worldcache --set computed=0.25 --set max_skip=6 --steps 50 --compare\n\n"
     "  diffcache sample --model wan2.1 --prompt 'a cat surfing' --device cuda --out out/cat.mp4"
 )
+@asks
 def sample(
+    asked: Asked,
     model: Model = "tiny-world",
     method: Annotated[
         str, typer.Option(help="Name with optional preset or fields, worldcache:computed=0.25, or a .yaml/.json file.")
     ] = "worldcache",
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    actions: Actions = None,
-    image: Image = None,
-    clip: Clip = None,
     steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    guidance: Guidance = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    frames: Frames = None,
-    dtype: Dtype = None,
-    device: Device = None,
     settings: Settings = None,
     schedule: Annotated[
         Path | None, typer.Option(help="Calibrated methods: the file that diffcache calibrate wrote.")
@@ -113,7 +88,6 @@ def sample(
         bool, typer.Option("--compare", help="Dense and accelerated of one seed in one picture, timed in turn.")
     ] = False,
     repeats: Annotated[int, typer.Option(help="With --compare: timed runs of each side; medians are shown.")] = 2,
-    debug: Debug = False,
 ) -> None:
     """Sample a model with a method and write a picture or a video.
 
@@ -121,7 +95,7 @@ def sample(
 
     It also shows the measured speed-ups, PSNR and SSIM, and which steps were computed and which predicted.
     """
-    from .media.request import Request, check_model, short_name
+    from .media.request import check_model, short_name
     from .media.terminal import say, summarise
     from .media.writing import check_target
 
@@ -129,12 +103,12 @@ def sample(
         if not 1 <= value <= 1000:
             raise ConfigError(f"{name}: {value} is out of range, must be from 1 to 1000")
     check_model(model)
-    request = Request(prompt, negative_prompt, actions, image, clip, steps, seed, guidance, height, width, frames)
+    request = asked.request(steps, seed)
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
     from .media.session import open_session  # loads torch: not before everything light is checked
 
     settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
-    session = open_session(model, method, settings, request, dtype, device)
+    session = open_session(model, method, settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)

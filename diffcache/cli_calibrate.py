@@ -11,21 +11,7 @@ from zlib import crc32
 
 import typer
 
-from .cli_options import (
-    Actions,
-    Clip,
-    Debug,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Image,
-    Model,
-    NegativePrompt,
-    Pixels,
-    Prompt,
-    Settings,
-)
+from .cli_options import Asked, Model, Settings, asks
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +32,9 @@ EPILOG = (
 )
 
 
+@asks
 def calibrate(
+    asked: Asked,
     method: Annotated[
         str, typer.Option(help="A method that needs numbers of the model: auto, diffsparse, magcache or teacache.")
     ],
@@ -63,18 +51,6 @@ def calibrate(
         int | None, typer.Option(help="teacache: highest degree of the polynomial.", show_default="4")
     ] = None,
     settings: Settings = None,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    actions: Actions = None,
-    image: Image = None,
-    clip: Clip = None,
-    guidance: Guidance = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    frames: Frames = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    debug: Debug = False,
 ) -> None:
     """Run a model densely and measure what a method needs to know about it.
 
@@ -87,13 +63,13 @@ def calibrate(
     The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
     that was interrupted goes on where it was when the same command is given again.
     """
-    from .media.request import Request, check_model, short_name
+    from .media.request import check_model, short_name
     from .media.terminal import StepProgress, console, say, summarise
     from .media.writing import check_target
 
     wanted = None if seeds is None else read_seeds(seeds)
     check_model(model)
-    request = Request(prompt, negative_prompt, actions, image, clip, steps, 0, guidance, height, width, frames)
+    request = asked.request(steps)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
     from .learn import describe, make_calibrator, write_calibration  # loads torch: not before what is light is checked
     from .media.runs import generate
@@ -102,7 +78,7 @@ def calibrate(
     options = {} if degree is None else {"degree": degree}
     calibrator = make_calibrator(method, **options, **read_fields(settings or []))
     wanted = wanted or read_seeds(calibrator.seeds)
-    session = open_session(model, method, [], request, dtype, device)
+    session = open_session(model, method, [], request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:

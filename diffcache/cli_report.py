@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import (
-    Actions,
-    Clip,
-    Debug,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Image,
-    Model,
-    NegativePrompt,
-    Pixels,
-    Prompt,
-    Steps,
-)
+from .cli_options import Asked, Model, Steps, asks
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +24,9 @@ EPILOG = (
 )
 
 
+@asks
 def report(
+    asked: Asked,
     model: Model = "tiny-wan",
     methods: Annotated[
         str | None,
@@ -61,18 +49,6 @@ def report(
         Path | None, typer.Option(help="An older report.json: exit 1 when a method lost more than the tolerance.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="With --baseline: share of a figure that may be lost.")] = 0.05,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    actions: Actions = None,
-    image: Image = None,
-    clip: Clip = None,
-    guidance: Guidance = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    frames: Frames = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    debug: Debug = False,
 ) -> None:
     """Measure methods on a model and write report.json, report.html and pictures.
 
@@ -89,9 +65,7 @@ def report(
     from .report import load_report, losses, run
 
     before = None if baseline is None else load_report(baseline, "baseline")
-    options = dict(prompt=prompt, negative_prompt=negative_prompt, actions=actions, image=image, clip=clip)
-    options |= dict(guidance=guidance, height=height, width=width, frames=frames)
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in asked.content.items() if value is not None}
     shared = dict(
         steps=steps, seeds=seeds, out=target, sweep=sweep, prompts=prompts, resume=resume, overwrite=overwrite
     )
@@ -101,8 +75,8 @@ def report(
             methods,
             **shared,
             **options,
-            dtype=dtype,
-            device=device,
+            dtype=asked.dtype,
+            device=asked.device,
             on_step=progress,
             say=say,
             command=_command(),

@@ -9,22 +9,7 @@ from typing import Annotated
 import typer
 
 from .cli_calibrate import read_seeds
-from .cli_options import (
-    Actions,
-    Clip,
-    Debug,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Image,
-    Model,
-    NegativePrompt,
-    Pixels,
-    Prompt,
-    Settings,
-    Steps,
-)
+from .cli_options import Asked, Model, Settings, Steps, asks
 from .errors import ConfigError
 
 EPILOG = (
@@ -35,7 +20,9 @@ EPILOG = (
 )
 
 
+@asks
 def tune(
+    asked: Asked,
     target: Annotated[str, typer.Option(help="psnr>=NUMBER (dB against dense) or speedup>=NUMBER (denoiser).")],
     model: Model = "tiny-world",
     method: Annotated[str, typer.Option(help="Method to tune, with fixed fields: worldcache:max_skip=6.")] = "auto",
@@ -47,25 +34,13 @@ def tune(
     verify: Annotated[str, typer.Option(help="Other seeds, on which the setting is verified.")] = "2000,2001,2002,2003",
     steps: Steps = None,
     settings: Settings = None,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    actions: Actions = None,
-    image: Image = None,
-    clip: Clip = None,
-    guidance: Guidance = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    frames: Frames = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    debug: Debug = False,
 ) -> None:
     """Search the one knob of a method for a target, verify it on other seeds, and write the setting.
 
     psnr>=30: the fastest setting with which all seeds of the search are that close to dense; nine in ten of the other
     seeds must confirm it. speedup>=2: the most faithful setting that is so fast. Exit code 1 if they do not.
     """
-    from .media.request import Request, check_model, short_name
+    from .media.request import check_model, short_name
     from .media.terminal import StepProgress, console, say, summarise
     from .media.writing import check_target
 
@@ -73,14 +48,14 @@ def tune(
     if set(search) & set(others):
         raise ConfigError(f"verify: '{verify}' holds seeds of the search ({seeds}), must be other ones")
     check_model(model)
-    request = Request(prompt, negative_prompt, actions, image, clip, steps, 0, guidance, height, width, frames)
+    request = asked.request(steps)
     name = f"{short_name(model)}-{method.partition(':')[0]}.yaml"
     path = check_target(out or Path("out") / name, (".yaml", ".yml"))
     from .learn.tuning import Target, Tuner  # loads torch: not before everything light is checked
     from .media.session import calls_of, open_session
 
     wanted = Target.read(target)
-    session = open_session(model, method, settings or [], request, dtype, device)
+    session = open_session(model, method, settings or [], request, asked.dtype, asked.device)
     with StepProgress(console()) as progress:
         tuner = Tuner(session.pipe, session.config, calls_of(session, [*search, *others]), progress)
         found = tuner.tune(wanted, search, others)
