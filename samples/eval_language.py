@@ -1,73 +1,79 @@
-"""Exact match of a language model on held-out problems, with plain decoding, against trivial baselines.
+"""Exact match of a language model on held-out problems, under any method, against trivial baselines.
 
-    python samples/eval_language.py tiny-llada --count 100
+    python samples/eval_language.py tiny-llada --count 160
+    python samples/eval_language.py tiny-llada --methods vanilla freecache fast-dllm:dual elastic
     python samples/eval_language.py runs/tiny-llada --count 20     # a run's averaged weights, while it trains
 
-Every step forwards the whole sequence (a block-causal model: everything up to the block), nothing is cached.
+Speeds are ratios of this process' CPU time; methods take turns group by group. ``rows`` is the share of row-layers that
+is computed of what a forward over everything in each step would compute.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from language_training import load_run
-from reasoning import block_causal_mask
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from diffcache.llm import generate
+from diffcache.llm.decoders.confidence import Threshold
+from diffcache.llm.families import read_facts
+from diffcache.llm.stats import GenerationStats
 from diffcache.zoo.language_loading import load_language_model
 from diffcache.zoo.problems import Problem, load_problems
 
 
-@torch.inference_mode()
-def decode(
-    model: PreTrainedModel, prompt: torch.Tensor, gen_length: int, block: int, threshold: float, per_step: int = 1
-) -> tuple[torch.Tensor, int]:
-    """Canvases (B, gen_length) behind prompts (B, P), and the number of forwards.
+@dataclass
+class Outcome:
+    """What a method made of one group of problems."""
 
-    Blocks from left to right; a step keeps the ``per_step`` most confident masked tokens of the block and all whose
-    probability is over ``threshold`` (LLaDA's low-confidence remasking, Fast-dLLM's threshold).
-    """
-    said = model.config.diffusion
-    causal, mask_id = said["block_length"], said["mask_id"]
-    ids = torch.cat([prompt, prompt.new_full((len(prompt), gen_length), mask_id)], 1)
-    # A block-causal model's blocks count from position 0, so the first may hold the end of the prompt.
-    start = prompt.shape[1] // causal * causal if causal else prompt.shape[1]
-    forwards = 0
-    for begin in range(start, ids.shape[1], block):
-        end = min(begin + block, ids.shape[1])
-        seen = end if causal else ids.shape[1]
-        mask = block_causal_mask(seen, causal)[None, None] if causal else None
-        while (open_ := ids[:, begin:end] == mask_id).any():
-            logits = model(input_ids=ids[:, :seen], attention_mask=mask).logits[:, begin:end].float()
-            logits[..., mask_id] = -torch.inf
-            confidence, token = logits.softmax(-1).max(-1)
-            confidence = confidence.masked_fill(~open_, -1.0)
-            chosen = confidence >= confidence.topk(min(per_step, end - begin), 1).values[:, -1:]
-            ids[:, begin:end] = torch.where((chosen | (confidence > threshold)) & open_, token, ids[:, begin:end])
-            forwards += 1
-    return ids[:, prompt.shape[1] :], forwards
+    texts: list[str]
+    forwards: int = 0
+    row_layers: int = 0
+    dense: float = 0.0
+    kv_bytes: int = 0
+    residual_bytes: int = 0
+    seconds: float = 0.0
+
+    def add(self, stats: GenerationStats, seconds: float) -> None:
+        """One batch more."""
+        self.forwards += stats.forwards
+        self.row_layers += stats.row_layers
+        self.dense += stats.row_layers / max(stats.row_share, 1e-12)
+        self.kv_bytes = max(self.kv_bytes, stats.kv_bytes)
+        self.residual_bytes = max(self.residual_bytes, stats.residual_bytes)
+        self.seconds += seconds
 
 
-def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], batch: int, **decoding
-) -> tuple[list[str], int]:
-    """The models' answers, and the forwards of all batches. Problems of a batch have prompts of one length."""
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], size: int, **decoding: Any
+) -> Outcome:
+    """The model's answers. Problems of a batch have prompts of one length."""
     prompts = [tokenizer(problem.question).input_ids for problem in problems]
-    order = sorted(range(len(problems)), key=lambda n: len(prompts[n]))
-    texts, forwards = [""] * len(problems), 0
-    for length in sorted({len(p) for p in prompts}):
-        group = [n for n in order if len(prompts[n]) == length]
-        for first in range(0, len(group), batch):
-            part = group[first : first + batch]
-            canvas, steps = decode(model, torch.tensor([prompts[n] for n in part]), **decoding)
-            forwards += steps
-            for n, row in zip(part, canvas.tolist(), strict=True):
-                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-                texts[n] = tokenizer.decode(row[:end])
-    return texts, forwards
+    outcome = Outcome([""] * len(problems))
+    for part in batches([len(prompt) for prompt in prompts], size):
+        ids = torch.tensor([prompts[n] for n in part])
+        began = time.process_time()
+        found = generate(model, ids, **decoding)
+        outcome.add(found.stats, time.process_time() - began)
+        for n, row in zip(part, found.sequences[:, ids.shape[1] :].tolist(), strict=True):
+            end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+            outcome.texts[n] = tokenizer.decode(row[:end])
+    return outcome
+
+
+def batches(lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Numbers of at most ``size`` problems of one length at a time."""
+    for length in sorted(set(lengths)):
+        group = [n for n, other in enumerate(lengths) if other == length]
+        yield from (group[first : first + size] for first in range(0, len(group), size))
 
 
 def most_common(problems: list[Problem]) -> list[str]:
@@ -92,26 +98,34 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="problems of each family and setting")
     parser.add_argument("--families", nargs="*")
     parser.add_argument("--gen-length", type=int, default=256)
-    parser.add_argument("--block", type=int, default=32, help="block-causal models have their own")
+    parser.add_argument("--block", type=int, help="block-causal models have their own", default=32)
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--methods", nargs="+", default=["vanilla"], help="the first one is what speeds are ratios to")
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--show", action="store_true", help="print the first wrong answer of every family")
     args = parser.parse_args()
     run = Path(args.model)
     model, tokenizer = load_run(run) if (run / "resume.pt").is_file() else load_language_model(args.model)
-    decoding = {"gen_length": args.gen_length, "threshold": args.threshold}
-    decoding["block"] = model.config.diffusion["block_length"] or args.block
-    print(f"{'problems':30}{'count':>6}{'exact':>9}{'score':>9}{'common':>9}{'copy':>9}{'forwards':>10}", flush=True)
-    total = Counter()
-    for label, problems in groups(args.count, args.families):
-        texts, forwards = answers(model, tokenizer, problems, args.batch, **decoding)
-        row = Counter(rows(problems, texts), count=len(problems))
-        total += row
-        print(line(label, row) + f"{forwards / -(-len(problems) // args.batch):>10.0f}", flush=True)
-        wrong = [(p, t) for p, t in zip(problems, texts, strict=True) if not p.matches(t)]
-        if args.show and wrong:
-            print(f"asked\n{wrong[0][0].question}\nright\n{wrong[0][0].answer}\nanswered\n{wrong[0][1]}")
-    print(line("all", total))
+    found = groups(args.count, args.families)
+    for label, problems in found:
+        print(f"{label}: {baselines(problems)}")
+    decoding = {"gen_length": args.gen_length, "decoder": Threshold(threshold=args.threshold)}
+    decoding["block_length"] = read_facts(model).block_length or args.block
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    print("| method | problems | right | score 1 | rows | forwards | KV, residual kB | speed |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for label, problems in found:
+        for method in args.methods:
+            outcome = answer(model, tokenizer, problems, args.batch, method=method, **decoding)
+            outcomes[label, method] = outcome
+            print(line(label, method, problems, outcome, outcomes[label, args.methods[0]]), flush=True)
+            wrong = [(p, t) for p, t in zip(problems, outcome.texts, strict=True) if not p.matches(t)]
+            if args.show and wrong:
+                print(f"asked\n{wrong[0][0].question}\nright\n{wrong[0][0].answer}\nanswered\n{wrong[0][1]}")
+    for method in args.methods:
+        texts = [text for label, _ in found for text in outcomes[label, method].texts]
+        problems = [problem for _, part in found for problem in part]
+        print(f"{method}: {right(problems, texts)} of {len(problems)} = {right(problems, texts) / len(problems):.1%}")
 
 
 def groups(count: int, families: list[str] | None) -> list[tuple[str, list[Problem]]]:
@@ -125,19 +139,24 @@ def groups(count: int, families: list[str] | None) -> list[tuple[str, list[Probl
     return [(label, problems[:count]) for label, problems in found.items()]
 
 
-def rows(problems: list[Problem], texts: list[str]) -> dict[str, int]:
-    """How many are right: the model's answers, by exact match and by reasoning-gym's score, and the baselines'."""
-    common, copies = most_common(problems), [copy_of(problem) for problem in problems]
-    right = {
-        name: sum(p.matches(t) for p, t in zip(problems, given, strict=True))
-        for name, given in (("exact", texts), ("common", common), ("copy", copies))
-    }
-    return right | {"score": sum(p.score(t) == 1 for p, t in zip(problems, texts, strict=True))}
+def right(problems: list[Problem], texts: list[str]) -> int:
+    """How many answers are the expected ones to the letter."""
+    return sum(p.matches(t) for p, t in zip(problems, texts, strict=True))
 
 
-def line(label: str, row: Counter) -> str:
-    shares = "".join(f"{row[name] / row['count']:>9.1%}" for name in ("exact", "score", "common", "copy"))
-    return f"{label:30}{row['count']:>6}{shares}"
+def baselines(problems: list[Problem]) -> str:
+    """What answers that need no thought get right."""
+    common, copied = right(problems, most_common(problems)), right(problems, [copy_of(p) for p in problems])
+    return f"{common} of {len(problems)} by the most frequent other answer, {copied} by a copy of the prompt"
+
+
+def line(label: str, method: str, problems: list[Problem], outcome: Outcome, first: Outcome) -> str:
+    scored = sum(p.score(t) == 1 for p, t in zip(problems, outcome.texts, strict=True))
+    return (
+        f"| `{method}` | {label} | {right(problems, outcome.texts)}/{len(problems)} | {scored} | "
+        f"{outcome.row_layers / outcome.dense:.1%} | {outcome.forwards} | "
+        f"{outcome.kv_bytes / 1e3:.0f}, {outcome.residual_bytes / 1e3:.0f} | {first.seconds / outcome.seconds:.2f} |"
+    )
 
 
 if __name__ == "__main__":

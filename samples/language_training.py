@@ -19,13 +19,6 @@ HELD_OUT = 400
 """Held-out problems of each size that training would leave out if it ever drew one."""
 
 
-def facts(tokenizer: PreTrainedTokenizerFast, block_length: int | None = None) -> dict:
-    """The configuration's field ``diffusion``, which tells decoders and policies what the model is."""
-    regime = "bidirectional" if block_length is None else "block-causal"
-    ids = {"mask_id": tokenizer.mask_token_id, "eos_id": tokenizer.eos_token_id}
-    return {"regime": regime, "block_length": block_length, "shift": 0, **ids}
-
-
 def sizes(vocabulary: int, end: int) -> dict:
     """What both models' configurations share."""
     return {
@@ -116,4 +109,4 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     return parser
 
 
-__all__ = ["arguments", "facts", "load_run", "make_tokenizer", "sizes", "train"]
+__all__ = ["arguments", "load_run", "make_tokenizer", "sizes", "train"]

@@ -8,15 +8,16 @@ Stopped and started again, it resumes from ``resume.pt``.
 from __future__ import annotations
 
 import torch
-from language_training import arguments, facts, sizes, train
+from language_training import arguments, sizes, train
 from reasoning import make_tokenizer, mask_canvas, masked_loss
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from diffcache.llm import declare
+
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(**sizes(len(tokenizer), tokenizer.eos_token_id), diffusion=facts(tokenizer))
-    config.is_causal = False
-    model = LlamaForCausalLM(config)
+    config = LlamaConfig(**sizes(len(tokenizer), tokenizer.eos_token_id))
+    model = declare(LlamaForCausalLM(config), mask_id=tokenizer.mask_token_id, eos_id=tokenizer.eos_token_id)
     _begin_alike(model, tokenizer)
     return model
 

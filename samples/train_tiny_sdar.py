@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from language_training import arguments, facts, load_run, sizes, train
+from language_training import arguments, load_run, sizes, train
 from reasoning import make_tokenizer, mask_blocks, masked_loss
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from diffcache.llm import declare
 from diffcache.zoo.language_loading import load_language_model
 
 BLOCK = 8
@@ -23,9 +24,9 @@ BLOCK = 8
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     fields = sizes(len(tokenizer), tokenizer.eos_token_id)
     head = fields["hidden_size"] // fields["num_attention_heads"]
-    config = Qwen3Config(**fields, head_dim=head, diffusion=facts(tokenizer, BLOCK))
-    config.is_causal = False
-    return Qwen3ForCausalLM(config)
+    ids = {"mask_id": tokenizer.mask_token_id, "eos_id": tokenizer.eos_token_id}
+    model = Qwen3ForCausalLM(Qwen3Config(**fields, head_dim=head))
+    return declare(model, regime="block-causal", block_length=BLOCK, **ids)
 
 
 @cache

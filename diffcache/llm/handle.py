@@ -68,7 +68,7 @@ def make_handle(model: nn.Module, config: LanguageConfig) -> LanguageHandle | Pi
     Raises:
         UnsupportedModelError: not a diffusion language model, or one that the method does not run on.
     """
-    if hook_of(model) is not None:  # a loop of its own, as DiffusionGemma's
+    if hook_of(model) is not None or not isinstance(model, nn.Module):  # a loop of its own, as DiffusionGemma's
         return attach_pipeline(model, config)
     reason = refusal(config, read_facts(model))
     if reason is not None:
