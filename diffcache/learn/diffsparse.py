@@ -19,7 +19,7 @@ from ..schedules.calibration import Calibration, Expert
 from ..schedules.selectors import Selector
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .effects import inner_products, measure_effects
-from .ledger import Ledger
+from .kept import Kept
 from .measuring import Reporter
 from .merging import merge, more_steps
 from .probing import probe_cells
@@ -76,9 +76,9 @@ class SparsityCalibrator(Calibrator):
             )
         selector = Selector(age_weight=self.age_weight, oldest=self.oldest)
         trials = Trials(pipe, calls, self.site, selector, self.loss, Reporter(progress))
-        trials.ledger = Ledger(kept, [asdict(self), _identity(trials.course)])
+        trials.kept = Kept(kept, [asdict(self), _identity(trials.course)])
         found = Learner(self, trials).learn()
-        trials.ledger.close()
+        trials.kept.discard()
         return found
 
     def describe(self, expert: Expert) -> Facts:

@@ -29,7 +29,7 @@ def measure_effects(trials: Trials, points: int = _POINTS) -> Floats:
     if not course.outputs[0]:
         return np.ones(course.steps)
     steps = sorted({round(x) for x in np.linspace(0, course.steps - 1, points)})
-    found = [trials.ledger.once(f"effect/{step}", lambda s=step: _effect(trials, s)) for step in steps]
+    found = [trials.kept.numbers(f"effect/{step}", lambda s=step: _effect(trials, s)) for step in steps]
     return np.exp(np.interp(np.arange(course.steps), steps, np.log(np.maximum(found, 1e-12))))
 
 

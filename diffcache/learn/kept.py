@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..errors import ScheduleFileError
 
 
 class Kept:
@@ -16,10 +22,10 @@ class Kept:
 
     Args:
         path: the file, or None to keep nothing.
-        about: what the results hold for; a file about something else is begun anew.
+        about: what the results hold for, JSON-ready; a file about something else is begun anew.
     """
 
-    def __init__(self, path: Path | None, about: Mapping[str, object]) -> None:
+    def __init__(self, path: Path | None, about: Any) -> None:
         self._path, self._about = path, json.dumps(about, sort_keys=True)
         self._stages: dict[str, dict[str, Tensor]] = {}
         if path is not None and path.is_file():
@@ -31,7 +37,7 @@ class Kept:
                 if (file.metadata() or {}).get("about") != self._about:
                     return
                 for key in file.keys():  # noqa: SIM118 - it is no mapping
-                    stage, _, name = key.partition("/")
+                    stage, _, name = key.rpartition("/")
                     self._stages.setdefault(stage, {})[name] = file.get_tensor(key)
         except (SafetensorError, OSError):
             return  # broken off while it was written: begin anew
@@ -43,14 +49,21 @@ class Kept:
             self._save()
         return self._stages[stage]
 
+    def numbers(self, stage: str, measure: Callable[[], Any]) -> NDArray[np.float64]:
+        """The same for a stage that is one number or array."""
+        return self.once(stage, lambda: {"": torch.as_tensor(measure(), dtype=torch.float64)})[""].numpy()
+
     def _save(self) -> None:
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f"{self._path.name}.new")
         tensors = {f"{s}/{name}": t.contiguous() for s, stage in self._stages.items() for name, t in stage.items()}
-        save_file(tensors, beside, metadata={"about": self._about})
-        beside.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, beside, metadata={"about": self._about})
+            beside.replace(self._path)
+        except (OSError, SafetensorError) as error:
+            raise ScheduleFileError(f"{self._path}: cannot be written: {error}") from error
 
     def discard(self) -> None:
         """The calibration has ended."""

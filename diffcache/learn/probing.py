@@ -132,8 +132,7 @@ def probe_cells(trials: Trials, effects: Floats, probes: int, runs: Sequence[int
     table = np.zeros((course.steps, len(course.units), AGES, len(levels)))
     for number in runs:
         name = f"probes/{probes}/{number}"
-        found = trials.ledger.once(name, lambda n=number: _probed(trials, probes, n, levels).tolist())
-        table += np.array(found) / len(runs)
+        table += trials.kept.numbers(name, lambda n=number: _probed(trials, probes, n, levels)) / len(runs)
     return table * effects[:, None, None, None] ** 2
 
 

@@ -6,15 +6,13 @@ exact placement under a model of the error, for several variants of that model, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..schedules import power_law
+from ..schedules.placing import Floats, Steps, neighbours, no_gaps, place
 
-Steps = tuple[int, ...]
-Floats = NDArray[np.float64]
 #: longest run of idle steps that is considered
 REACH = 16
 _TILTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -35,10 +33,10 @@ def gap_errors(gram: Floats, effect: Floats, order: int, reach: int = REACH) -> 
         reach: longest gap.
 
     Returns:
-        ``[steps + 1, steps, steps + 1]``: at ``[p1 + 1, p2, n]``, p1 = -1 if p2 is the first; ``inf`` where impossible.
+        as :func:`~diffcache.schedules.placing.no_gaps`, at ``[p1 + 1, p2, n]``.
     """
     steps = len(gram)
-    errors = np.full((steps + 1, steps, steps + 1), np.inf)
+    errors = no_gaps(steps)
     for last in range(steps):
         ahead = np.arange(last + 1, min(last + reach + 1, steps))
         for before in range(-1 if last == 0 else max(last - reach - 1, 0), max(last, 0)):
@@ -54,33 +52,12 @@ def gap_errors(gram: Floats, effect: Floats, order: int, reach: int = REACH) -> 
     return errors
 
 
-def place(errors: Floats, count: int, forced: Sequence[int] = (0,)) -> Steps | None:
-    """The ``count`` computed steps that cost least under :func:`gap_errors`: exact, by dynamic programming.
-
-    The state is the last two computed steps. None if so few steps cannot be reached.
-    """
-    steps = errors.shape[1]
-    errors = errors.copy()
+def passing(gaps: Floats, forced: Sequence[int]) -> Floats:
+    """The costs of gaps without those that pass over a forced step."""
+    gaps = gaps.copy()
     for step in forced:
-        errors[:, :step, step + 1 :] = np.inf  # no gap passes over it
-    best = np.full((steps + 1, steps), np.inf)
-    best[0, 0] = 0.0
-    came: list[NDArray[np.int64]] = []
-    for _ in range(count - 1):
-        total = best[:, :, None] + errors[:, :, :steps]
-        came.append(total.argmin(0))
-        best = np.full((steps + 1, steps), np.inf)
-        best[1:] = total.min(0)
-    ends = best + errors[:, :, steps]
-    before, last = np.unravel_index(int(ends.argmin()), ends.shape)
-    if not np.isfinite(ends[before, last]):
-        return None
-    found = [int(last)]
-    for table in reversed(came):
-        middle = before - 1
-        found.append(int(middle))
-        before, last = table[middle, last], middle
-    return tuple(sorted(found))
+        gaps[:, :step, step + 1 :] = np.inf
+    return gaps
 
 
 def candidates(gram: Floats | None, effect: Floats, order: int, count: int, forced: Sequence[int]) -> list[Steps]:
@@ -94,7 +71,8 @@ def candidates(gram: Floats | None, effect: Floats, order: int, count: int, forc
     if gram is not None:
         time = np.linspace(0.0, 1.0, steps)
         for tilt in _TILTS:
-            placed = place(gap_errors(gram, effect * np.exp(-tilt * time), order), count, forced)
+            gaps = gap_errors(gram, effect * np.exp(-tilt * time), order)
+            placed = place(passing(gaps, forced), count).get(count)
             found += [placed] if placed else []
     for alpha in _ALPHAS:
         law = sorted({*forced, *power_law(steps, count, alpha, min(3, count))})
@@ -108,17 +86,6 @@ def _closest(steps: Sequence[int], forced: Sequence[int]) -> int:
     free = [s for s in steps if s not in forced]
     near = {s: min(abs(s - other) for other in steps if other != s) for s in free}
     return min(free, key=lambda s: (near[s], -s))
-
-
-def moves(steps: Steps, total: int, forced: Sequence[int]) -> Iterator[Steps]:
-    """Neighbours: one computed step a step earlier or later."""
-    taken = set(steps)
-    for step in steps:
-        if step in forced:
-            continue
-        for near in (step - 1, step + 1):
-            if 0 < near < total and near not in taken:
-                yield tuple(sorted((taken - {step}) | {near}))
 
 
 def improve(
@@ -137,7 +104,7 @@ def improve(
     order = np.random.default_rng(seed)
     loss, tried = evaluate(steps), {steps}
     while trials > 0:
-        fresh = [n for n in moves(steps, total, forced) if n not in tried]
+        fresh = [n for n in neighbours(steps, total, forced=forced) if n not in tried]
         if not fresh:
             break
         near = fresh[order.integers(len(fresh))]

@@ -29,7 +29,7 @@ from ..schedules.calibration import Identity
 from ..schedules.selectors import Selector
 from ..schedules.sparsity import KeepTable
 from .calibrator import Call, run
-from .ledger import Ledger
+from .kept import Kept
 from .measuring import Reporter
 
 Table = NDArray[np.float64]
@@ -141,7 +141,7 @@ class Trials:
         self._loss, self.reporter = loss, reporter
         self._pictures: list[Any] = []
         self.course = self._dense()
-        self.ledger = Ledger(None, None)
+        self.kept = Kept(None, None)
         self.count = 0
 
     # -- dense -----------------------------------------------------------------------------------------------------
@@ -176,7 +176,8 @@ class Trials:
     def losses(self, keep: Table, seeds: Sequence[int], label: str = "table") -> list[float]:
         """The true loss of a table for some of the runs; each is sampled once."""
         digest = hashlib.sha1(np.round(keep, 6).tobytes()).hexdigest()[:16]
-        return [self.ledger.once(f"{digest}/{seed}", lambda s=seed: self._loss_of(keep, s, label)) for seed in seeds]
+        found = (self.kept.numbers(f"{digest}/{seed}", lambda s=seed: self._loss_of(keep, s, label)) for seed in seeds)
+        return [float(loss) for loss in found]
 
     def loss(self, keep: Table, seeds: Sequence[int], label: str = "table") -> float:
         """Geometric mean over some of the runs: that of PSNR, so that no seed outweighs the others."""

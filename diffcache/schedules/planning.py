@@ -14,6 +14,7 @@ import numpy as np
 
 from ..predictors.evidence import Evidence, ridge
 from ..predictors.fitted import DEPTH, RIDGE, Plan, before
+from .placing import neighbours, no_gaps, place
 
 #: longest run of predicted steps that is considered
 LONGEST = 24
@@ -90,42 +91,19 @@ def pushes(evidence: Evidence) -> np.ndarray:
 
 def frontier(landscape: Landscape, fewest: int, most: int) -> dict[int, tuple[int, ...]]:
     """For each number of computed steps from ``fewest`` to ``most`` the plan with the least error."""
-    steps = landscape.steps
-    plans = {count: polish(landscape, plan) for count, plan in _programme(landscape, most).items() if count >= fewest}
-    return {count: plan for count, plan in plans.items() if count <= steps}
+    placed = place(_gaps(landscape), most)
+    return {count: polish(landscape, plan) for count, plan in placed.items() if count >= fewest}
 
 
-def _programme(landscape: Landscape, most: int) -> dict[int, tuple[int, ...]]:
-    """Dynamic programming with predictions from the last two computed steps."""
+def _gaps(landscape: Landscape) -> np.ndarray:
+    """What every span costs with predictions from the last two computed steps."""
     n = landscape.steps
-    pair = np.full((n, n, n + 1), np.inf)  # [older, newer, next]
-    first = np.full((n, n + 1), np.inf)  # [0, next] with the first step alone
+    gaps = no_gaps(n)
     for newer in range(n):
-        for older in range(max(newer - LONGEST - 1, 0), newer):
-            errors = landscape.spans((newer, older))
-            pair[older, newer, newer + 1 : newer + 1 + len(errors)] = errors
-    errors = landscape.spans((0,))
-    first[0, 1 : 1 + len(errors)] = errors
-    best = np.full((n, n), np.inf)
-    best[0] = first[0, :n]
-    plans: dict[int, tuple[int, ...]] = {}
-    parents: list[np.ndarray] = []
-    for count in range(2, min(most, n) + 1):
-        ends = best + pair[:, :, n]
-        older, newer = np.unravel_index(int(ends.argmin()), ends.shape)
-        if np.isfinite(ends[older, newer]):
-            plans[count] = _walk(parents, int(older), int(newer))
-        reached = best[:, :, None] + pair[:, :, :n]
-        parents.append(reached.argmin(0))
-        best = reached.min(0)
-    return plans
-
-
-def _walk(parents: Sequence[np.ndarray], older: int, newer: int) -> tuple[int, ...]:
-    plan = [newer, older]
-    for parent in reversed(parents):
-        plan.append(int(parent[plan[-1], plan[-2]]))
-    return tuple(reversed(plan))
+        for older in range(max(newer - LONGEST - 1, 0), newer) if newer else (-1,):
+            errors = landscape.spans((newer, older) if newer else (0,))
+            gaps[older + 1, newer, newer + 1 : newer + 1 + len(errors)] = errors
+    return gaps
 
 
 def polish(landscape: Landscape, plan: Sequence[int], reach: int = 3) -> tuple[int, ...]:
@@ -140,21 +118,6 @@ def polish(landscape: Landscape, plan: Sequence[int], reach: int = 3) -> tuple[i
                 best, error, improved = moved, found, True
                 break
     return best
-
-
-def neighbours(plan: Sequence[int], steps: int, reach: int) -> list[tuple[int, ...]]:
-    """Plans that differ in one step, by at most ``reach``; the first step stays.
-
-    >>> neighbours((0, 3), 5, 1)
-    [(0, 2), (0, 4)]
-    """
-    found = []
-    for index in range(1, len(plan)):
-        for shift in [s * d for d in range(1, reach + 1) for s in (-1, 1)]:
-            step = plan[index] + shift
-            if 0 < step < steps and step not in plan:
-                found.append(tuple(sorted([*plan[:index], step, *plan[index + 1 :]])))
-    return found
 
 
 def tabulate(evidence: Evidence, computed: Sequence[int], timesteps: Sequence[float] = ()) -> Plan:
