@@ -18,10 +18,10 @@ report: $(STAMP)
 
 # The models of the tests are tiny and take one thread each: a process for each core.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" tests diffcache
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not slow" tests diffcache
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup tests diffcache
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder tests diffcache
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
