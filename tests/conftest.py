@@ -6,6 +6,7 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Where several processes run the tests, one of them has all of a denoiser class, so that it measures it once."""
     for item in items:
