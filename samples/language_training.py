@@ -12,6 +12,8 @@ from reasoning import FAMILIES, TRAIN_SEED, Batches, make_tokenizer
 from training import Trainer, make_optimizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from diffcache.zoo.language_loading import load_language_model
+
 LossFn = Callable[[PreTrainedModel, torch.nn.Module, torch.Tensor, int], torch.Tensor]
 """From the model, the (possibly compiled) decoder of it, ids (B, P + C) and P to the loss."""
 
@@ -97,6 +99,12 @@ def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
 
 
+def start_from(run: Path | str, model: PreTrainedModel) -> None:
+    """Take over every weight that both models have: a run's averaged ones, or those of a model of the zoo."""
+    other, _ = load_run(Path(run)) if (Path(run) / "resume.pt").is_file() else load_language_model(str(run))
+    model.load_state_dict({**model.state_dict(), **other.state_dict()})
+
+
 def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
@@ -109,4 +117,4 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     return parser
 
 
-__all__ = ["arguments", "load_run", "make_tokenizer", "sizes", "train"]
+__all__ = ["arguments", "load_run", "make_tokenizer", "sizes", "start_from", "train"]

@@ -8,7 +8,7 @@ Stopped and started again, it resumes from ``resume.pt``.
 from __future__ import annotations
 
 import torch
-from language_training import arguments, sizes, train
+from language_training import arguments, sizes, start_from, train
 from reasoning import make_tokenizer, mask_canvas, masked_loss
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -44,10 +44,14 @@ def loss_of(model: PreTrainedModel, decoder: torch.nn.Module, ids: torch.Tensor,
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0], minutes=45).parse_args()
+    parser = arguments(__doc__.splitlines()[0], minutes=45)
+    parser.add_argument("--init", help="a run's folder or a name of the zoo to go on from; default: random weights")
+    args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
+    if args.init:
+        start_from(args.init, model)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
     train(args, model, tokenizer, loss_of)
 

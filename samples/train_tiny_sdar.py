@@ -8,15 +8,13 @@ Stopped and started again, it resumes from ``resume.pt``. Qwen3 adds a norm to q
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import torch
-from language_training import arguments, load_run, sizes, train
+from language_training import arguments, sizes, start_from, train
 from reasoning import make_tokenizer, mask_blocks, masked_loss
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from diffcache.llm import declare
-from diffcache.zoo.language_loading import load_language_model
 
 BLOCK = 8
 
@@ -57,12 +55,6 @@ def loss_of(model: PreTrainedModel, decoder: torch.nn.Module, ids: torch.Tensor,
     hidden = decoder(input_ids=both, attention_mask=two_stream_mask(length, start), position_ids=positions)
     logits = model.lm_head(hidden.last_hidden_state[:, -canvas.shape[1] :])
     return masked_loss(logits, canvas, masked, said["eos_id"])
-
-
-def start_from(run: Path | str, model: Qwen3ForCausalLM) -> None:
-    """Take over every weight that both models have: a run's averaged ones, or those of a model of the zoo."""
-    other, _ = load_run(Path(run)) if (Path(run) / "resume.pt").is_file() else load_language_model(str(run))
-    model.load_state_dict({**model.state_dict(), **other.state_dict()})
 
 
 def main() -> None:

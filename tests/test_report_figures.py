@@ -14,6 +14,8 @@ from diffcache.media.frames import Clip
 from diffcache.methods import make_config
 from diffcache.report.baseline import losses
 from diffcache.report.data import DenseSeed, Machine, Model, Report, Row, Sample, Settings, Timing, load_report
+from diffcache.report.equal import lead
+from diffcache.report.markdown import to_markdown
 from diffcache.report.metrics import METRICS, gradient_distance, measure, motion_difference
 from diffcache.report.page import write_page
 from diffcache.report.pictures import BRIGHT, DARK, error_map
@@ -182,6 +184,30 @@ def test_best_at_equal_time_fastest_at_equal_quality_and_the_margin_over_the_con
     assert found.verdict[0].startswith("At about 2x, a is best: 51.5 dB, 20.5 dB above fewer steps")
     assert not found.warnings
     assert all(line.achieved == pytest.approx(1) for line in found.lines)
+
+
+def test_families_are_read_between_their_rows_at_equal_time_and_equal_quality():
+    report = planted(
+        {
+            "a:x=1": (2.0, [50.0, 52, 54, 56]),
+            "a:x=2": (3.5, [41.0, 43, 45, 47]),
+            "a:x=3": (3.0, [10.0] * 4),  # beaten by a row of its own family
+            "b": (2.5, [40.0, 41, 42, 43]),
+            **CURVE,
+        }
+    )
+    found = summarise(report)
+    a, b, control = found.standings
+    assert [s.family for s in found.standings] == ["a", "b", "fewer-steps"]
+    assert [o.mean if o else None for o in a.at_time] == [pytest.approx(53), pytest.approx(53), pytest.approx(47), None]
+    assert a.at_quality == (3.5, 3.5, 3.5, pytest.approx(2.5))
+    assert [o is not None for o in b.at_time] == [True, True, False, False]
+    assert control.at_time[2].mean == pytest.approx(26.5)
+    best, over = lead(found.lines, "a", 3.0)
+    assert (best, over.verdict) == ("fewer-steps", "more")
+    assert over.over.mean == pytest.approx(20.5)
+    text = to_markdown(report, found, found.lines)
+    assert "| a | 53.0 ± 4.1 | 53.0 ± 4.1 | 47.0 ± 4.1 | - |" in text
 
 
 def test_control_that_wins_is_said_to_win():

@@ -16,12 +16,13 @@ from . import plots
 from .data import Report, write_atomically
 from .extras import HOW
 from .formats import breakable, bytes_text, data_uri, figure_text, settings_text
+from .markdown import write_markdown
 from .metrics import METRICS, MS_SSIM_SIDE
 from .pictures import BRIGHT, DARK, DENSE, REAL, Album, shaded
 from .plan import CONTROL
-from .statistics import EQUAL, bounded
+from .statistics import EQUAL, Interval, bounded
 from .strips import call_times, chunks_of, draw_shares, draw_times, strips
-from .summary import Line, Summary, summarise
+from .summary import QUALITIES, TIMES, Line, Summary, summarise
 from .tokens import WORDS
 
 PAGE = "report.html"
@@ -41,12 +42,13 @@ _TEMPLATES.filters["breakable"] = breakable
 
 
 def write_page(report: Report, folder: Path) -> Path:
-    """Write ``report.html`` and the plots' PNGs; returns the page's path."""
+    """Write ``report.html``, ``report.md`` and the plots' PNGs; returns the page's path."""
     page = Page(report, folder)
     for name, figure, marks in page.figures():
         (folder / f"{name}.png").write_bytes(plots.to_png(figure, page.title, marks))
     path = folder / PAGE
     write_atomically(path, page.html())
+    write_markdown(report, page.summary, page.lines, folder)
     return path
 
 
@@ -72,7 +74,8 @@ class Page:
         self.report, self.album = report, Album(folder)
         self.summary: Summary = summarise(report)
         self.drawn = [line for line in self.summary.lines if plots.drawable(line)]
-        self.looks = plots.styles(line.row.family for line in sorted(self.summary.lines, key=_order))
+        self.lines = sorted(self.summary.lines, key=_order)
+        self.looks = plots.styles(line.row.family for line in self.lines)
 
     def html(self) -> str:
         """The page as text."""
@@ -84,7 +87,8 @@ class Page:
             page=self,
             style=styles,
             script=script,
-            lines=sorted(s.lines, key=_order),
+            lines=self.lines,
+            targets=(TIMES, QUALITIES),
             metrics=METRICS,
             questions=QUESTIONS,
             control=CONTROL,
@@ -180,7 +184,7 @@ class Page:
     def heard(self) -> list[tuple[Line, Markup]]:
         """What drift schedules compared with their thresholds, in the first seed's first trajectory."""
         found = []
-        for line in sorted(self.summary.lines, key=_order):
+        for line in self.lines:
             segments = [s for t in line.row.samples[0].trajectories[:1] for s in t.segments if any(s.heard)]
             if segments:
                 computed = [i for i, letter in enumerate(segments[0].decisions) if letter == "F"]
@@ -269,6 +273,10 @@ class Page:
     def columns(self, question: str) -> list[str]:
         """Metrics of a question's table."""
         return [k for k in METRICS if any(k in line.metrics.get(question, {}) for line in self.summary.lines)]
+
+    def at_time(self, over: Interval | None) -> Markup:
+        """PSNR of a family at equal time."""
+        return Markup("-") if over is None else figure_text(over, "psnr")
 
     def figure(self, line: Line, question: str, key: str) -> Markup:
         """A metric with its interval, or ``equal``."""

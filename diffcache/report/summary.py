@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 
 from .data import Report, Row, Sample
+from .equal import Standing, standings
 from .metrics import METRICS
 from .plan import CONTROL
 from .statistics import Difference, Interval, between, bounded, compare, front, interval, spread
@@ -113,6 +114,7 @@ class Summary:
     failed: list[Row]
     times: list[Readout]
     qualities: list[Readout]
+    standings: list[Standing]
     verdict: list[str]
     warnings: list[str]
     dense_spread: float
@@ -139,6 +141,7 @@ def summarise(report: Report) -> Summary:
         [row for row in report.rows if row.failure is not None],
         times,
         qualities,
+        standings(lines, TIMES, QUALITIES),
         verdict(times, qualities),
         warnings_of(report, spread_of),
         spread_of,
