@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, WanPipeline
+from diffusers import (
+    AutoencoderKLFlux2,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    Ideogram4Pipeline,
+    WanPipeline,
+)
 from diffusers import UniPCMultistepScheduler as UniPC
 from diffusers.image_processor import VaeImageProcessor
 from transformers import UMT5Config, UMT5EncoderModel
@@ -13,6 +20,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from diffcache import accelerate_pipeline
 from diffcache.zoo.wan import make_tokenizer
 
+from .denoisers import DENOISERS
 from .models import TEXT, decisions, flux, normal, seeded, wan
 
 
@@ -107,3 +115,42 @@ def test_a_late_start_by_the_pipelines_own_call(strength):
     runs = round(15 * strength)
     (letters,) = decisions(pipe)
     assert letters == ("FFF" + "ccF" * 9)[: runs - 1] + "F"  # warm-up and cool-down of the steps that run
+
+
+class TextAtHand(Ideogram4Pipeline):
+    """The text features are given: the real encoder has 36 layers, whatever its width."""
+
+    def encode_prompt(self, prompt, grid_h, grid_w, max_sequence_length, device):
+        length = max_sequence_length + grid_h * grid_w
+        ids = self._prepare_ids([3], grid_h, grid_w, max_sequence_length, device)
+        return normal(1, length, TEXT, seed=len(prompt)), *ids
+
+
+def asymmetric() -> Ideogram4Pipeline:
+    with seeded(0):
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=4, latent_channels=4
+        )
+    denoisers = [DENOISERS["Ideogram4Transformer2DModel"].tiny(seed) for seed in (0, 1)]
+    pipe = TextAtHand(FlowMatchEulerDiscreteScheduler(), vae, None, None, *denoisers)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def two_sided(pipe, steps: int = 12) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(0)
+    options = dict(guidance_schedule=[3.0] * steps, height=32, width=32, max_sequence_length=6, output_type="latent")
+    return pipe("a cat", num_inference_steps=steps, generator=noise, **options).images
+
+
+def test_two_denoisers_of_one_step_are_cached_side_by_side():
+    pipe = asymmetric()
+    bare = two_sided(pipe)
+    accelerate_pipeline(pipe, "worldcache", max_skip=0)
+    assert torch.equal(two_sided(pipe), bare)
+    accelerate_pipeline(pipe, "interval", interval=3, warmup=2, predictor="linear")
+    assert torch.isfinite(two_sided(pipe)).all()
+    segments = pipe.diffcache.stats().segments
+    assert [s.expert for s in segments] == ["transformer", "unconditional_transformer"]
+    assert len({s.decisions for s in segments}) == 1
+    assert all(len(s.decisions) == 12 and s.predicted >= 6 for s in segments)

@@ -225,13 +225,18 @@ def _channels(model: nn.Module) -> int | None:
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The transformer denoisers of a pipeline by component name, experts in the order in which they run.
 
+    ``transformer`` and its numbered experts, and denoisers beside them (``unconditional_transformer`` of Ideogram4).
+
     Raises:
         UnsupportedModelError: there is none.
     """
     components = getattr(pipe, "components", None) or {}
-    found = {n: m for n, m in components.items() if isinstance(m, nn.Module) and re.match(r"^transformer(_\d+)?$", n)}
-    if not found:
-        found = {n: m for n, m in components.items() if isinstance(m, nn.Module) and _is_denoiser(m)}
+    modules = {n: m for n, m in components.items() if isinstance(m, nn.Module)}
+    found = {n: m for n, m in modules.items() if re.match(r"^transformer(_\d+)?$", n)}
+    if found:
+        found |= {n: m for n, m in modules.items() if n.endswith("_transformer") and _is_denoiser(m)}
+    else:
+        found = {n: m for n, m in modules.items() if _is_denoiser(m)}
     if not found and "unet" in components:
         inspect_denoiser(components["unet"])
     if not found:

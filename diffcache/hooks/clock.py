@@ -44,7 +44,8 @@ class Clock:
         self._listeners: list[Callable[[], None]] = []
         self._starters: list[Callable[[], None]] = []
         self.trajectory = 0
-        self._active: Any = None
+        self._running: list[Any] = []
+        self._entered = 0
         self._leave()
 
     # -- attaching -------------------------------------------------------------------------------------------------
@@ -113,6 +114,7 @@ class Clock:
 
     def _leave(self) -> None:
         self._open = False
+        self._running.clear()
         self.total: int | None = None
         self.step = 0
         self._scheduler: Any = None
@@ -124,10 +126,17 @@ class Clock:
         self._offset = 0
 
     def enter(self, expert: Any) -> None:
-        """``expert`` runs from here on; the one before it leaves its segment (``expert.leave()``)."""
-        if self._active is not None and self._active is not expert:
-            self._active.leave()
-        self._active = expert
+        """``expert`` runs from here on; those that began at an earlier step leave their segments (``expert.leave()``).
+
+        Denoisers that begin at the same step run side by side, as the two of asymmetric guidance do.
+        """
+        if self._entered != self.step:
+            for other in self._running:
+                if other is not expert:
+                    other.leave()
+            self._running.clear()
+        self._running.append(expert)
+        self._entered = self.step
 
     def advance(self, scheduler: Any = None) -> None:
         """The sampler took a step. Of several schedulers that step in turn only the first one counts."""
