@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .learning_passes import LearningPass
 from .outputs import Template, flatten
 from .packed import BlockLesson
 from .selection import Place, Unfit, marked, sized
-from .token_passes import UNREACHED, Call, Forward, LearningPass, Lesson
+from .token_passes import UNREACHED, Call, Forward, Lesson
 
 
 class BlockLearningPass(LearningPass):

@@ -23,7 +23,8 @@ from .modules import Unit
 from .outputs import tensors_in_order
 from .recipe import Recipe
 from .sites import OutputSite, Run
-from .tokens import TokenCache, TokenSite
+from .token_cache import TokenCache
+from .tokens import TokenSite
 
 
 class PartialForecast(Forecast):

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..kernels import project_epilogue
 from .attending import Attending, Attention
 from .outputs import Template, flatten, owned
-from .selection import Place, Selection, Unfit, marked, sized
+from .selection import Place, Selection, Unfit
 from .streams import named_tensors
 
 Forward = Callable[..., Any]
@@ -168,66 +167,6 @@ class FullPass(TokenPass):
         return args, kwargs
 
 
-class LearningPass(TokenPass):
-    """Two tokens are made NaN where they enter, and no unit mixes tokens: the NaNs show where tokens are.
-
-    Args:
-        start: the block at which the tokens enter.
-        tokens: how many there are.
-    """
-
-    def __init__(
-        self, memories: dict[Call, Memory], lessons: dict[Call, Lesson], start: nn.Module, tokens: int
-    ) -> None:
-        super().__init__(memories, lessons)
-        self._start, self._tokens, self._begun = start, tokens, False
-
-    def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        if block is not self._start or self._begun:
-            return args, kwargs
-        self._begun = True
-        stream = next(iter(named_tensors(block, args, kwargs).values()))
-        marks = stream.clone()
-        marks[:, 0] = marks[:, -1] = float("nan")
-        return tuple(marks if a is stream else a for a in args), {
-            n: marks if a is stream else a for n, a in kwargs.items()
-        }
-
-    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
-        lesson = self.lessons[call] = Lesson()
-        held = self.memories[call]
-        tensors, _ = flatten((args, kwargs))
-        try:
-            lesson.inputs = [marked(t, self._tokens) for t in tensors]
-            if not any(lesson.inputs):
-                lesson.whole = UNREACHED
-            elif held.attended or feeds:
-                return self._look_inside(lesson, held, feeds, forward, args, kwargs)
-        except Unfit as error:
-            lesson.whole = str(error)
-        self._complete(lesson, tensors)
-        return forward(*args, **kwargs) if feeds else held.give()
-
-    def _look_inside(self, lesson: Lesson, held: Memory, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
-        def attend(number: int, attention: Attention) -> Tensor:
-            lesson.keys.append(marked(attention.key, self._tokens))
-            return attention.query.new_zeros((*attention.query.shape[:-1], attention.value.shape[-1]))
-
-        with Attending(attend):
-            result = forward(*args, **kwargs)
-        self._complete(lesson, flatten((args, kwargs))[0])
-        return result if feeds else held.give()
-
-    def _complete(self, lesson: Lesson, tensors: list[Tensor]) -> None:
-        """Tensors that go along with the tokens."""
-        found = [place for place in (*lesson.keys, *lesson.inputs) if place is not None]
-        known = sorted({*found, Place(0, 0, self._tokens)}, key=lambda place: -place.length)
-        lesson.inputs = [
-            place if place is not None else sized(tensor, known)
-            for place, tensor in zip(lesson.inputs, tensors, strict=False)
-        ]
-
-
 class PartialPass(TokenPass):
     """Every unit is computed for some tokens; how many is up to the unit.
 
@@ -315,7 +254,7 @@ class PartialPass(TokenPass):
 
     def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
         for index, (old, new) in enumerate(zip(held.results, rows, strict=True)):
-            place = _result_place(lesson, old, new)
+            place = result_place(lesson, old, new)
             if place is None:
                 held.results[index] = owned(new)
             else:
@@ -324,7 +263,7 @@ class PartialPass(TokenPass):
         return held.give()
 
 
-def _result_place(lesson: Lesson, old: Tensor, new: Tensor) -> Place | None:
+def result_place(lesson: Lesson, old: Tensor, new: Tensor) -> Place | None:
     """Where the rows of a result belong; None where it is complete."""
     axes = [axis for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)) if a != b]
     if not axes:
@@ -334,40 +273,3 @@ def _result_place(lesson: Lesson, old: Tensor, new: Tensor) -> Place | None:
     if len(axes) > 1 or found is None:
         raise Unfit(f"a result of shape {tuple(new.shape)} does not fit one of {tuple(old.shape)}")
     return Place(axes[0], found.offset, found.length)
-
-
-class ProvingPass(PartialPass):
-    """A partial pass on the arguments of a full one: what it computes must be what is held.
-
-    Attributes:
-        errors: of each call, its relative error, on the device.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.errors: dict[Call, Tensor] = {}
-        self._call: Call | None = None
-
-    def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._call = call
-        try:
-            result = super().unit(call, layer, kind, feeds, forward, args, kwargs)
-            if feeds and self.lessons[call].whole is None:
-                self.lessons[call].results = self._places_of(call, flatten(result)[0])
-            return result
-        except (Unfit, RuntimeError, ValueError, IndexError) as error:
-            self.lessons[call].whole = str(error).splitlines()[0]
-            return self._in_full(call, feeds, forward, args, kwargs)
-
-    def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
-        errors = []
-        lesson.results = self._places_of(self._call, rows)
-        for old, new, place in zip(held.results, rows, lesson.results, strict=True):
-            wanted = old if place is None else self.selection.take(old, place, count)
-            errors.append((new.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
-        self.errors[self._call] = torch.stack(errors).amax()
-        return held.give()
-
-    def _places_of(self, call: Call, rows: list[Tensor]) -> list[Place | None]:
-        """Where the computed rows belong among the results that are held."""
-        return [_result_place(self.lessons[call], o, n) for o, n in zip(self.memories[call].results, rows, strict=True)]

@@ -25,7 +25,8 @@ from ..hooks.outputs import tensors_in_order
 from ..hooks.recipe import Recipe
 from ..hooks.selection import Selection
 from ..hooks.sites import Run
-from ..hooks.tokens import TokenCache, TokenSite
+from ..hooks.token_cache import TokenCache
+from ..hooks.tokens import TokenSite
 from ..pipeline import accelerated, handle_of
 from ..schedules.sparsity import count_tokens
 from .calibrator import run

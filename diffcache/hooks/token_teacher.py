@@ -1,0 +1,186 @@
+"""What site ``token`` finds out about a model on the first step that is computed in full, and how it is proved.
+
+Where the tokens are is learned by a pass that marks two of them; that their rows can be computed alone is proved by
+passes on the very arguments of that step, which have to give what the full pass gave: module by module, and then with
+whole blocks on packed rows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from .again import close_to, compare
+from .block_lessons import BlockLearningPass, settle
+from .learning_passes import ProvingPass
+from .modules import Unit
+from .outputs import tensors_in_order
+from .packed import BlockLesson, Broken, PackedPass
+from .selection import Selection, Unfit
+from .sites import Run
+from .token_passes import Call, FullPass, Lesson, Memory, TokenPass
+
+Memories = dict[Call, Memory]
+# Lists whose tokens are text.
+_TEXT_LIST = re.compile(r"refiner|context|text|txt|caption|perceiver", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was learned of a model and a form of call.
+
+    Attributes:
+        start: the block at which the tokens enter.
+        units: lessons of its units.
+        blocks: lessons of its blocks; empty where they cannot run on packed rows.
+        unpacked: why they cannot, or None.
+    """
+
+    start: nn.Module
+    units: dict[Call, Lesson]
+    blocks: dict[Call, BlockLesson] = field(default_factory=dict)
+    unpacked: str | None = None
+
+    def partial(
+        self,
+        memories: Memories,
+        select: Callable[[Tensor], Selection],
+        count: Callable[[str, int, str], int],
+        packs: bool = True,
+        poison: bool = False,
+    ) -> PackedPass:
+        """A pass of some tokens; see :class:`.packed.PackedPass`."""
+        blocks = self.blocks if packs else {}
+        return PackedPass(memories, self.units, self.start, select, count, blocks=blocks, poison=poison)
+
+
+class Teacher:
+    """Learns one model.
+
+    Args:
+        model: the denoiser.
+        units: its attention and feed-forward modules.
+        lists: name of its list by block.
+        within: runs the model under a pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Sequence[Unit],
+        lists: Mapping[nn.Module, str],
+        within: Callable[[TokenPass, Run], Any],
+    ) -> None:
+        self._model, self._units, self._lists, self._within = model, units, lists, within
+
+    def learn(self, run: Run, full: FullPass, result: Any) -> Known:
+        """Find out where the tokens are, and prove it on the step that was just computed.
+
+        Raises:
+            UnsupportedModelError: no unit can be run on some of its tokens.
+        """
+        start, stream = self._start(full)
+        memories, lessons = full.memories, {}
+        try:
+            learning = BlockLearningPass(memories, lessons, start, stream.shape[1])
+            self._within(learning, run)
+            errors = self._prove(memories, lessons, start, stream, run)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise refusal(self._model, str(error).splitlines()[0]) from error
+        self._judge(lessons, errors, stream.dtype)
+        if all(lesson.whole for lesson in lessons.values()):
+            raise refusal(self._model, next(lesson.whole for lesson in lessons.values()))
+        for call, lesson in lessons.items():
+            held = memories[call].attended
+            for number in [n for n in held if lesson.whole or lesson.keys[n] is None]:
+                del held[number]
+        settle(learning.blocks, lessons)
+        return self._prove_blocks(Known(start, lessons, learning.blocks), stream, run, result, memories)
+
+    def _prove_blocks(self, known: Known, stream: Tensor, run: Run, result: Any, memories: Memories) -> Known:
+        """Keep to packed rows if a pass of some tokens gives what the full pass gave."""
+        if all(block.whole for block in known.blocks.values()):
+            return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
+        order, count = _trial(stream.shape[1], stream.device)
+        now = known.partial(memories, lambda stream: order, lambda *unit: count, poison=True)
+        try:
+            found = self._within(now, run)
+            now.end()
+        except (Broken, Unfit, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            return replace(known, blocks={}, unpacked=str(error).splitlines()[0])
+        same = torch.stack(compare(tensors_in_order(result), tensors_in_order(found))).tolist()
+        return known if all(same) else replace(known, blocks={}, unpacked="its blocks do more than adding up results")
+
+    def _prove(
+        self, memories: Memories, lessons: dict[Call, Lesson], start: nn.Module, stream: Tensor, run: Run
+    ) -> Mapping[Call, Tensor]:
+        """Errors of each unit on some rows of the step that was just computed."""
+        order, count = _trial(stream.shape[1], stream.device)
+        proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
+        self._join(lessons)
+        try:
+            self._within(proof, run)
+        except (RuntimeError, ValueError, IndexError) as error:
+            # Modules that feed one unit did not agree on their rows.
+            for unit in self._units:
+                for lesson in self._group(lessons, unit) if unit.feeders else ():
+                    lesson.whole = lesson.whole or str(error).splitlines()[0]
+            proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
+            self._within(proof, run)
+        return proof.errors
+
+    def _start(self, full: FullPass) -> tuple[nn.Module, Tensor]:
+        """The block at which the tokens enter, and the hidden stream there."""
+        name, stream = next(
+            ((n, s) for n, s in full.entries.items() if not _TEXT_LIST.search(n)), next(iter(full.entries.items()))
+        )
+        if stream.dim() != 3 or stream.shape[1] < 2:
+            raise refusal(self._model, f"its hidden states of shape {tuple(stream.shape)} are no sequence of tokens")
+        return next(block for block, list_name in self._lists.items() if list_name == name), stream
+
+    def _judge(self, lessons: dict[Call, Lesson], errors: Mapping[Call, Tensor], dtype: torch.dtype) -> None:
+        """Units whose rows were not what the full pass gave are computed whole."""
+        calls = [call for call in errors if lessons[call].whole is None]
+        if calls:
+            # one host read for a model's first computed step
+            found = torch.stack([errors[call] for call in calls]).tolist()
+            for call, error in zip(calls, found, strict=True):
+                if not error <= close_to(dtype):
+                    lessons[call].whole = "a token's result depends on which others are computed"
+        self._join(lessons)
+
+    def _join(self, lessons: dict[Call, Lesson]) -> None:
+        """A unit and the modules that feed it are computed on the same rows."""
+        for unit in self._units:
+            group = self._group(lessons, unit)
+            reason = next((lesson.whole for lesson in group if lesson.whole), None)
+            for lesson in group:
+                lesson.whole = reason
+
+    def _group(self, lessons: dict[Call, Lesson], unit: Unit) -> list[Lesson]:
+        names = {unit.name, *(feeder_name(unit, i) for i in range(len(unit.feeders)))}
+        return [lesson for (name, _), lesson in lessons.items() if name in names]
+
+
+def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
+    """About half of the tokens, in no order and no number that a module which knows rows or frames could live with."""
+    fit = (c for c in range(1, tokens) if math.gcd(c, tokens) == 1)
+    count = min(fit, key=lambda c: (c == 1, abs(2 * c - tokens)))
+    order = sorted(range(tokens), key=lambda i: i * 0.6180339887 % 1.0)
+    return Selection(torch.tensor(order, device=device)), count
+
+
+def feeder_name(unit: Unit, index: int) -> str:
+    return f"{unit.name} {index}"
+
+
+def refusal(model: nn.Module, why: str) -> UnsupportedModelError:
+    """What is raised for a model that cannot be run on some of its tokens."""
+    return UnsupportedModelError(f"site token: {type(model).__name__} cannot be taken apart: {why}")
