@@ -18,13 +18,15 @@ from ..schedules import NEVER
 from ..schedules.calibration import Calibration, Expert
 from ..schedules.selectors import Selector
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
+from .course import Course, Table
 from .effects import inner_products, measure_effects
 from .kept import Kept
+from .losses import LOSSES
 from .measuring import Reporter
 from .merging import merge, more_steps
 from .probing import probe_cells
 from .skeleton import Steps, candidates, improve
-from .trials import LOSSES, Course, Table, Trials
+from .trials import Trials
 from .work import Work
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -41,7 +43,7 @@ class SparsityCalibrator(Calibrator):
         budget: work of a trajectory as a share of the dense one, in (0, 1].
         site: what stands in for what is not computed: ``output``, the forecast of the output (ours); ``token``, the
             last results of each module (the paper's).
-        loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.trials.measure`.
+        loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.losses.measure`.
         evaluations: sampled trajectories of the search for full steps, for each run that is searched on.
         probes: random directions for each run of the one-shot table of cells; 0 learns full steps only.
         age_weight, oldest: of the ranking, see :class:`~diffcache.schedules.selectors.Selector`.

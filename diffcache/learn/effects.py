@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..pipeline import accelerated
 from .calibrator import run
-from .trials import Trials, final, sampled
+from .trials import Trials
+from .watching import final, sampled
 
 Floats = NDArray[np.float64]
 #: of the output's spread: small enough for a first-order effect, far above rounding

@@ -1,0 +1,82 @@
+"""Watching a run: what goes through a pipeline's sampler, and what its denoisers are called with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..hooks.batch import folded
+from ..pipeline import handle_of
+
+
+@dataclass
+class Seen:
+    """What went through a sampler: what it was given at each step, and what it returned last."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
+    change: Callable[[int, Tensor], Tensor] | None = None
+
+
+@contextmanager
+def sampled(pipe: Any) -> Iterator[Seen]:
+    """Within: the steps of a pipeline's sampler are seen; ``change`` may replace what it is given."""
+    seen, scheduler = Seen(), getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        yield seen
+        return
+    inner = scheduler.step
+    had = scheduler.__dict__.get("step")
+
+    @functools.wraps(inner)
+    def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if seen.change is not None:
+            model_output = seen.change(len(seen.outputs), model_output)
+        seen.outputs.append(model_output.detach().float().cpu())
+        result = inner(model_output, *args, **kwargs)
+        found = result[0] if isinstance(result, tuple) else result.prev_sample
+        seen.last = found.detach().float().cpu()
+        return result
+
+    scheduler.__dict__["step"] = step
+    try:
+        yield seen
+    finally:
+        if had is None:
+            del scheduler.__dict__["step"]
+        else:
+            scheduler.__dict__["step"] = had
+
+
+@contextmanager
+def looked_at(pipe: Any) -> Iterator[list[bool]]:
+    """Within: whether the batch of each denoiser's first call is the same noise twice."""
+    noticed: list[bool] = []
+    hooks = []
+    for model, hook in handle_of(pipe).hooks.values():
+
+        def look(module: nn.Module, args: Any, kwargs: Any, anatomy: Any = hook.anatomy) -> None:
+            if not noticed:
+                noticed.append(folded(anatomy.bind(args, kwargs).get(anatomy.sample)))
+
+        hooks.append(model.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield noticed
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def final(result: Any, seen: Seen) -> Tensor:
+    """The sample that a run ended with: the sampler's last one, or what a bare denoiser's run returned."""
+    if seen.last is not None:
+        return seen.last
+    if isinstance(result, Tensor):
+        return result.detach().float().cpu()
+    raise ConfigError("calls: a bare denoiser's run must return its final sample, a tensor")
