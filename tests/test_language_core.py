@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from diffcache.kernels import merge_attention
 from diffcache.llm import generate, read_facts
-from diffcache.llm.attention import attend, attend_lse, attend_split, probabilities
+from diffcache.llm.attention import attend, attend_lse, attend_outside, probabilities
 from diffcache.llm.kv import PositionKVCache
 from diffcache.llm.plan import External, StepPlan
 from diffcache.llm.rows import Rows, picked
@@ -56,8 +56,10 @@ def test_attention_is_sdpa_with_its_log_sum_exp(groups, mask):
 @pytest.mark.parametrize("inner", [(0, 11), (0, 4), (4, 9), (7, 11), (10, 11)])
 def test_a_split_anywhere_merges_to_the_whole(inner, mask):
     q, k, v = qkv()
-    out, lse, inside, inside_lse = attend_split(q, k, v, 0.25, inner, mask)
-    merged, _ = merge_attention(out, lse, inside, inside_lse)
+    first, last = inner
+    own = None if mask is None else mask[..., first:last]
+    inside = attend_lse(q, k[:, :, first:last], v[:, :, first:last], 0.25, own)
+    merged, _ = merge_attention(*attend_outside(q, k, v, 0.25, inner, mask), *inside)
     torch.testing.assert_close(merged, dense(q, k, v, mask), rtol=0, atol=1e-6)
 
 
@@ -180,8 +182,9 @@ def test_an_external_part_from_memory_is_exact_while_the_queries_are_the_same(na
     for plan in (policy.prefill(state), *(StepPlan(Rows(a, b), None, stop=b) for a, b in policy.blocks()[:-1])):
         logits_of(loop, plan)
     plain = logits_of(loop, policy.within(state))
-    for use in (False, True):
-        plan = StepPlan(Rows(*state.block), policy.want(state), state.block[1], external=External(state.block, use=use))
+    for fresh in (None, (), (1,), (0, 1)):
+        external = External(state.block, fresh)
+        plan = StepPlan(Rows(*state.block), policy.want(state), state.block[1], external=external)
         torch.testing.assert_close(logits_of(loop, plan), plain, **CLOSE)
     a, lse = policy.store.parts[0]
     assert policy.store.bytes == 3 * 4 * (a.numel() + lse.numel())

@@ -9,22 +9,69 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffcache import ConfigError, ScheduleFileError, UnsupportedModelError
 from diffcache.llm import Edit, Guided, HeadMask, calibrate_heads, declare, generate
+from diffcache.llm.decoders import make_decoder
 from diffcache.llm.decoders.base import Sight
+from diffcache.llm.driver import language_config, prepare
+from diffcache.llm.policies.flashblock import FlashBlock
 from diffcache.llm.state import SequenceState
 
 from .language import BIDIRECTIONAL, BLOCK_CAUSAL, COMMON, MASK, MODELS, llada, prompt, sdar
+from .reads import Reads, watched
 
 SETTINGS = dict(gen_length=24, decoder="threshold", decoder_settings=dict(threshold=0.4))
 
 
 @pytest.mark.parametrize("name", BLOCK_CAUSAL)
 def test_reused_only_while_nothing_was_decoded_is_exact(name):
+    """In a batch, a sequence whose block is full takes it from memory while another one decodes."""
     model = BLOCK_CAUSAL[name]()
-    want = generate(model, prompt(2), "vanilla", **SETTINGS).sequences
-    for dirty in (0, 1):
-        run = generate(model, prompt(2), f"flashblock:dirty={dirty}", **SETTINGS)
-        assert torch.equal(run.sequences, want)
-        assert run.stats.external_used == 0
+    settings = dict(SETTINGS, decoder_settings=dict(threshold=0.2))
+    for batch, dirty in ((1, 0), (1, 1), (3, 1)):
+        run = generate(model, prompt(batch), f"flashblock:dirty={dirty}", **settings)
+        assert torch.equal(run.sequences, generate(model, prompt(batch), "vanilla", **settings).sequences)
+        assert (run.stats.external_saved > 0) == (batch > 1)
+
+
+class Told(FlashBlock):
+    """Notes which sequences are computed."""
+
+    def plan(self, state):
+        plan = super().plan(state)
+        self.heard.append((state.block_step, plan.external.fresh))
+        return plan
+
+
+@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+def test_each_sequence_is_judged_by_its_own_tokens(name):
+    """Which one is computed at which step is what its own count of decoded tokens says; None is all of them."""
+    model, limit, changed = BLOCK_CAUSAL[name](), 3, []
+    loop = begun(model, f"flashblock:dirty={limit}", on_step=lambda s: changed.append((s.decoded_at == s.step).sum(1)))
+    loop.policy.__class__, loop.policy.heard = Told, []
+    loop.run()
+    assert any(0 < len(fresh) < 3 for _, fresh in loop.policy.heard if fresh is not None)
+    count, begins = torch.full((3,), limit), 0
+    for (step, fresh), decoded in zip(loop.policy.heard, changed, strict=True):
+        count = torch.full_like(count, limit) if step == 0 else count
+        begins += step == 0
+        assert list(range(3) if fresh is None else fresh) == (count >= limit).nonzero()[:, 0].tolist()
+        count = torch.where(count >= limit, 0, count) + decoded
+    assert begins == len(loop.policy.blocks())
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "edit"])
+def test_the_host_reads_once_a_step(decoder):
+    loop, reads = begun(sdar(), "flashblock:dirty=3", decoder=make_decoder(decoder)), Reads()
+    with watched(reads):
+        stats = loop.run().stats
+    assert stats.external_used > 0
+    # of a block its last look, which finds it full, and whether all has ended; at the end, the numbers of the whole
+    assert reads.count <= stats.steps + 2 * len(loop.policy.blocks()) + 2
+
+
+def begun(model, method, decoder=None, on_step=None):
+    decoder = decoder or make_decoder("threshold", threshold=0.2)
+    asked = dict(gen_length=24, block_length=None, steps=None, mask_id=None, eos_id=None, attention_mask=None)
+    return prepare(model, prompt(3), language_config(method), decoder, on_step=on_step, **asked)
 
 
 @pytest.mark.parametrize("name", BLOCK_CAUSAL)

@@ -39,27 +39,17 @@ def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | Non
     return out.view(q.shape), lse.reshape(q.shape[:3])
 
 
-def attend_split(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    inner: tuple[int, int],
-    mask: Tensor | None = None,
-    inside: bool = True,
-) -> tuple[Tensor, ...]:
-    """Attention outside the keys ``[inner[0], inner[1])`` and inside them: ``(A_out, lse_out, A_in, lse_in)``.
-
-    Without ``inside`` only the first two.
-    """
+def attend_outside(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, inner: tuple[int, int], mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`attend_lse` over all keys but ``[inner[0], inner[1])``."""
     first, last = inner
     part = (lambda a, b: mask) if mask is None else (lambda a, b: mask[..., a:b])
-    own = attend_lse(q, k[:, :, first:last], v[:, :, first:last], scale, part(first, last)) if inside else ()
     out, lse = attend_lse(q, k[:, :, :first], v[:, :, :first], scale, part(0, first))
     if last < k.shape[2]:
         behind = attend_lse(q, k[:, :, last:], v[:, :, last:], scale, part(last, k.shape[2]))
         out, lse = merge_attention(out, lse, *behind)
-    return out, lse, *own
+    return out, lse
 
 
 def probabilities(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -157,7 +157,7 @@ class Loop:
         state, policy = self.state, self.policy
         state.block, state.block_step = block, 0
         count = state.open[:, block[0] : block[1]].sum(1, keepdim=True)  # of a window policy, the whole canvas
-        while bool(policy.decodable(state).any()):  # the one read of the device a step
+        while self._glance(policy.decodable(state).any()):
             self._step(count, steps)
         self._refine(count)
         if not bool(state.open.any()):
@@ -168,11 +168,21 @@ class Loop:
     def _refine(self, count: Tensor) -> None:
         """Further steps on a full block, until a decoder that edits changes nothing more."""
         for _ in range(self.decoder.post_steps):
-            if not self._step(count, None):
+            edits = self._step(count, None)
+            if edits is None or not self._glance(edits.any()):
                 return
 
-    def _step(self, count: Tensor, steps: int | None) -> bool:
-        """One step; whether a decoded token was replaced, for decoders that do."""
+    def _glance(self, flag: Tensor) -> bool:
+        """``flag``, 0-d, and what the policy asks, in the one read of the device a step."""
+        asked = self.policy.asks()
+        if asked is None:
+            return bool(flag)
+        flag, *answer = torch.cat([flag.view(1), asked]).tolist()
+        self.policy.told(answer)
+        return flag
+
+    def _step(self, count: Tensor, steps: int | None) -> Tensor | None:
+        """One step; where a decoded token was replaced, bool ``[B, W]``, for decoders that do."""
         state, policy = self.state, self.policy
         plan = policy.plan(state)
         logits = self.runner.forward(plan, policy, state)
@@ -192,7 +202,7 @@ class Loop:
             self.on_step(state)
         state.step += 1
         state.block_step += 1
-        return choice.edits is not None and bool(choice.edits.any())
+        return choice.edits
 
     def _only_write(self, plan: Any, block: tuple[int, int]) -> None:
         if plan is not None:

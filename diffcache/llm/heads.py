@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ class HeadMask:
 
     recompute: Tensor
     model_class: str
+    _lists: dict[Any, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    def of(self, step: int) -> dict[int, Tensor]:
-        """Layer -> heads that compute, int64 (at step ``step`` of a block)."""
-        at = self.recompute[:, min(step, self.recompute.shape[1] - 1)]
-        return {layer: heads.nonzero()[:, 0] for layer, heads in enumerate(at)}
+    def of(self, step: int, device: torch.device | str) -> dict[int, Tensor]:
+        """Layer -> heads that compute, int64 on ``device`` (at step ``step`` of a block); made once."""
+        step = min(step, self.recompute.shape[1] - 1)
+        if (step, device) not in self._lists:
+            at = self.recompute[:, step].cpu()
+            self._lists[step, device] = {layer: h.nonzero()[:, 0].to(device) for layer, h in enumerate(at)}
+        return self._lists[step, device]
 
     @property
     def share(self) -> float:
@@ -59,7 +63,7 @@ def load_heads(path: str | Path, model: Any) -> HeadMask:
             f"{path}: made for {made} with {recompute.shape[0]} layers of {recompute.shape[2]} heads, "
             f"this is {type(model).__name__} with {shape[0]} of {shape[1]}"
         )
-    return HeadMask(recompute.to(model.device), made)
+    return HeadMask(recompute, made)
 
 
 class HeadListener:

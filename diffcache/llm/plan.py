@@ -16,17 +16,23 @@ class External:
 
     Attributes:
         inner: keys ``[inner[0], inner[1])`` are the block's own.
-        use: whether what is stored is merged instead of computed.
-        store: whether what is computed is stored.
-        heads: layer -> int64 ``[h]``, heads that are computed although ``use``; None: none.
+        fresh: sequences whose part outside is computed, ascending; of the others it is taken from what is stored.
+            None: all of them, and nothing that is stored is looked at.
+        store: whether what is computed for all is stored.
+        heads: layer -> int64 ``[h]``, heads that are computed for the others, too; None: none.
         listener: hears what is computed (see :mod:`.heads`), or None.
     """
 
     inner: tuple[int, int]
-    use: bool = False
+    fresh: tuple[int, ...] | None = None
     store: bool = True
     heads: dict[int, Tensor] | None = None
     listener: Any = None
+
+    @property
+    def use(self) -> bool:
+        """Whether anything is taken from what is stored."""
+        return self.fresh is not None
 
 
 @dataclass(frozen=True, eq=False)

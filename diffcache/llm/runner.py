@@ -37,7 +37,7 @@ class Runner:
         """Logits ``[B, W, V]`` of ``plan.want``, or None if nothing is read."""
         if plan.keep:
             policy.kv.announce(plan.rows, behind=state.block[0] - self.facts.shift)
-        current = ForwardPass(plan, policy.kv, state.padding, policy.store)
+        current = ForwardPass(plan, policy.kv, state.padding, policy.store, self.tally.external)
         hidden = self._hidden(plan, current, state)
         self._count(plan, current, policy)
         if plan.want is None:
@@ -63,7 +63,6 @@ class Runner:
         tally.rows += plan.rows.count
         tally.row_layers += policy.row_layers(plan, current)
         if plan.external is not None and plan.external.use:
-            tally.used += 1
-            tally.shares += current.shares
+            tally.external.forwards += 1
         tally.kv_bytes = max(tally.kv_bytes, policy.kv.bytes)
         tally.residual_bytes = max(tally.residual_bytes, policy.residual_bytes)

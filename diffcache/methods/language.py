@@ -112,8 +112,8 @@ class FastDLLMConfig(LanguageConfig):
 class FlashBlockConfig(LanguageConfig):
     """FlashBlock (arXiv 2602.05305): attention outside the block is kept with its log-sum-exp, and merged.
 
-    It is computed anew once ``dirty`` tokens of the block were decoded since, at the first step of a block, and when
-    keys outside were written again; ``heads`` says which heads are computed at every step all the same.
+    It is computed anew for a sequence of which ``dirty`` tokens of the block were decoded since, at the first step of
+    a block, and when keys outside were written again. A calibrated mask of ``heads`` decides instead of ``dirty``.
     Memory of one branch: ``4 * layers * block * heads * (head_dim + 1)``, whatever the length, and keys and values:
     ``2 * layers * tokens * kv_heads * head_dim * element_size``.
 
@@ -121,7 +121,8 @@ class FlashBlockConfig(LanguageConfig):
         dirty: decoded tokens after which the part outside is computed anew; 1 only reuses it while nothing was decoded.
         over: the rows that a step computes: ``exact`` on block-causal models; ``dual``, ``prefix`` or ``freecache`` on
             bidirectional ones, where the keys outside drift as well, so that it is approximate twice.
-        heads: file with a calibrated mask (:func:`diffcache.llm.calibrate_heads`), or None.
+        heads: file that ``diffcache calibrate`` or :func:`diffcache.llm.calibrate_heads` made: which heads are
+            computed at which step of a block, whatever was decoded. Or None.
     """
 
     method: ClassVar[str] = "flashblock"

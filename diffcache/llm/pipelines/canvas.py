@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 from diffusers.hooks import ModelHook
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
 from ...methods.language import FlashBlockConfig, LanguageConfig
-from ..passes import KEYWORD, ExternalStore, attending, merged
+from ..external import ExternalStore, ExternalWork, merged
+from ..passes import KEYWORD, attending
 from ..plan import External
 from ..stats import Tally
 from .reuse import Reuse
@@ -19,16 +21,13 @@ from .reuse import Reuse
 class CanvasPass:
     """One call of the decoder: keys outside are the encoder's, whatever layer, window or head size."""
 
-    def __init__(self, external: External, store: ExternalStore, canvas: int) -> None:
-        self.external, self.store, self.canvas = external, store, canvas
-        self.shares: list[Tensor] = []
+    def __init__(self, external: External, store: ExternalStore, work: ExternalWork, canvas: int) -> None:
+        self.external, self.store, self.work, self.canvas = external, store, work, canvas
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
         """``[B, H, canvas, d]``; the canvas' own keys are the last ones."""
-        inner = (k.shape[2] - self.canvas, k.shape[2])
-        out, share = merged(self.external, inner, self.store, layer, (q, k, v), scale, mask)
-        self.shares.append(share)
-        return out
+        external = replace(self.external, inner=(k.shape[2] - self.canvas, k.shape[2]))
+        return merged(external, self.store, self.work, layer, (q, k, v), scale, mask)
 
 
 class CanvasHook(ModelHook):
@@ -62,7 +61,7 @@ class CanvasHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         self._follow(cache)
         external = self.reuse.next(canvas, (0, 0))
-        current = CanvasPass(external, self.store, canvas.shape[1])
+        current = CanvasPass(external, self.store, self.tally.external, canvas.shape[1])
         with attending(module):
             output = self.fn_ref.original_forward(**kwargs, **{KEYWORD: current})
         self._count(module, current, canvas)
@@ -84,8 +83,7 @@ class CanvasHook(ModelHook):
         tally.dense += canvas.shape[1]
         tally.residual_bytes = max(tally.residual_bytes, self.store.bytes)
         if current.external.use:
-            tally.used += 1
-            tally.shares += current.shares
+            tally.external.forwards += 1
 
     def forget(self) -> None:
         """Free what is stored."""

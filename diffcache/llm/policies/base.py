@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ...methods.language import LanguageConfig
+from ..external import ExternalStore
 from ..families import Facts
 from ..kv import PositionKVCache
-from ..passes import ExternalStore, ForwardPass
+from ..passes import ForwardPass
 from ..plan import StepPlan
 from ..rows import Rows
 from ..state import SequenceState
@@ -61,6 +62,13 @@ class Policy:
     def prefill(self, state: SequenceState) -> StepPlan | None:
         """A forward before the first block, or None."""
         return None
+
+    def asks(self) -> Tensor | None:
+        """What the host must know of the device before the next plan, bool ``[n]``; the loop reads it with its own."""
+        return None
+
+    def told(self, answer: list[bool]) -> None:
+        """What :meth:`asks` asked, read."""
 
     def plan(self, state: SequenceState) -> StepPlan:
         """The forward of this step."""

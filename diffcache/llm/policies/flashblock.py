@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ...methods.language import FastDLLMConfig, FlashBlockConfig, FreeCacheConfig, LanguageConfig
+from ..dirty import DirtyTokens, fresh
 from ..heads import load_heads
 from ..plan import External, StepPlan
 from ..rows import Rows
@@ -23,7 +25,10 @@ _OVER: dict[str, tuple[type[Policy], LanguageConfig]] = {
 
 
 class FlashBlock(Policy):
-    """The rows are those of the policy below; its keys, too, so that a row policy and this compose."""
+    """The rows are those of the policy below; its keys, too, so that a row policy and this compose.
+
+    Each sequence of a batch is judged by its own tokens. With a calibrated mask of heads, that mask alone decides.
+    """
 
     config: FlashBlockConfig
 
@@ -33,8 +38,9 @@ class FlashBlock(Policy):
         self.below = below(replace(settings, warmup=config.warmup), task)
         self.kv = self.below.kv
         self.heads = None if config.heads is None else load_heads(config.heads, task.model)
-        self._dirty = 0
+        self.dirty = DirtyTokens(config.dirty)
         self._held: tuple[int, int] | None = None  # the rows whose part outside is stored
+        self._stale: tuple[int, ...] | None = None  # sequences, as far as the host was told; None: all
 
     def blocks(self) -> list[tuple[int, int]]:
         return self.below.blocks()
@@ -45,6 +51,12 @@ class FlashBlock(Policy):
     def commit(self, state: SequenceState) -> StepPlan | None:
         return self.below.commit(state)
 
+    def asks(self) -> Tensor | None:
+        return self.dirty.stale() if self.heads is None else None
+
+    def told(self, answer: list[bool]) -> None:
+        self._stale = fresh(answer)
+
     def plan(self, state: SequenceState) -> StepPlan:
         if state.block_step == 0:
             self._held = None
@@ -52,20 +64,21 @@ class FlashBlock(Policy):
         if plan.full or plan.rows.index is not None:
             self._held = None  # all rows, and with them keys outside, are computed
             return plan
-        use = self._usable(plan.rows)
-        heads = self.heads.of(state.block_step) if use and self.heads is not None else None
-        external = External((plan.rows.start, plan.rows.stop), use=use, heads=heads)
-        if not use:
-            self._held, self._dirty = (plan.rows.start, plan.rows.stop), 0
-            self.store.version = self.kv.version
-        return replace(plan, external=external)
+        return replace(plan, external=self._external(plan.rows, state.block_step, state.ids.device))
 
-    def _usable(self, rows: Rows) -> bool:
-        """Whether what is stored belongs to these rows, and still holds."""
-        stale = self._held != (rows.start, rows.stop) or self.store.version != self.kv.version
-        return not stale and self._dirty < max(self.config.dirty, 1)
+    def _external(self, rows: Rows, step: int, device: torch.device) -> External:
+        """What is stored is used where it belongs to these rows, and still holds."""
+        inner = rows.start, rows.stop
+        holds = self._held == inner and self.store.version == self.kv.version
+        stale, self._stale = () if self.heads is not None else self._stale, None
+        if not holds or stale is None:  # nothing is there, all are stale, or nobody was asked
+            self._held, self.store.version = inner, self.kv.version
+            self.dirty.renew(every=True)
+            return External(inner)
+        self.dirty.renew()
+        return External(inner, stale, heads=None if self.heads is None else self.heads.of(step, device))
 
     def after(self, state: SequenceState, decoded: Tensor) -> None:
         self.below.after(state, decoded)
-        if self._held is not None and self.config.dirty < self.task.block_length:
-            self._dirty += int(decoded.sum(1).max())
+        if self._held is not None and self.heads is None:
+            self.dirty.add(decoded)
