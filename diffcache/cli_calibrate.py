@@ -28,7 +28,8 @@ EPILOG = (
     "  diffcache sample --model tiny-wan --method magcache --schedule tiny-wan.safetensors --compare\n\n"
     "  diffcache calibrate --model tiny-wan --method auto --steps 30 --out auto.safetensors\n\n"
     "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors\n\n"
-    "  diffcache calibrate --model tiny-dit --method diffsparse --set budget=0.4 --out sparse.safetensors"
+    "  diffcache calibrate --model tiny-dit --method diffsparse --set budget=0.4 --out sparse.safetensors\n\n"
+    "  diffcache calibrate --model tiny-llada --method flashblock --out heads.safetensors"
 )
 
 
@@ -36,7 +37,7 @@ EPILOG = (
 def calibrate(
     asked: Asked,
     method: Annotated[
-        str, typer.Option(help="A method that needs numbers of the model: auto, diffsparse, magcache or teacache.")
+        str, typer.Option(help="A method that needs numbers: auto, diffsparse, flashblock, magcache or teacache.")
     ],
     model: Model = "tiny-world",
     out: Annotated[
@@ -58,7 +59,8 @@ def calibrate(
     change of the first block's modulated input to that of the output, with how well it fits. auto: what spans of
     predicted steps do to the result, and from it plans for a range of speed-ups (--set speedups=[2,3,4]). diffsparse:
     which steps are computed, and which share of its tokens every module computes at each (--set budget=0.5: of the
-    dense work).
+    dense work). flashblock: which heads of a language model compute attention outside the block at which step; --seeds
+    are then numbers of held-out problems (or --prompt), --steps those of a block that are told apart.
 
     The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
     that was interrupted goes on where it was when the same command is given again.
@@ -68,6 +70,12 @@ def calibrate(
     from .media.writing import check_target
 
     wanted = None if seeds is None else read_seeds(seeds)
+    if method == "flashblock":
+        from .cli_calibrate_heads import calibrate_heads
+
+        target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
+        calibrate_heads(asked, model, target, wanted, steps, settings or [])
+        return
     check_model(model)
     request = asked.request(steps)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))

@@ -60,6 +60,22 @@ def test_a_table_is_learned_and_used(run, tmp_path):  # noqa: F811
     assert "3 of 6 computed" in answer.out
 
 
+def test_heads_of_a_language_model_are_calibrated(run, tmp_path):  # noqa: F811
+    small = ("--set", "gen_length=16", "--set", "block_length=8", "--seeds", "0,200", "--steps", "3")
+    answer = run("calibrate", "--model", "tiny-llada", "--method", "flashblock", *small, "--out", "h.safetensors")
+    assert (answer.code, answer.err) == (0, "")
+    assert "over dual, blocks of 8" in answer.out
+    assert "--method flashblock:dual --set heads=h.safetensors" in answer.out
+    found = read_calibration(tmp_path / "h.safetensors")
+    assert (found.steps, found.runs) == (3, 2)
+    for wrong, text in ((("--model", "tiny-wan"), "flashblock is for language models, and tiny-wan is none"),
+                        (("--model", "tiny-llada", "--clip", "1"), "clip: not an option of language models"),
+                        (("--model", "tiny-llada", "--seeds", "9999"), "seeds: 9999 is out of range")):  # fmt: skip
+        answer = run("calibrate", "--method", "flashblock", *wrong)
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert text in answer.err
+
+
 def test_a_budget_that_cannot_be_met_is_told_its_range(run):  # noqa: F811
     dit = ("--model", "tiny-dit", "--steps", "4", "--method", "diffsparse", "--seeds", "0,1,2")
     answer = run("calibrate", *dit, "--set", "budget=0.2")

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffcache import ConfigError, ScheduleFileError, UnsupportedModelError
-from diffcache.llm import Edit, Guided, HeadMask, calibrate_heads, declare, generate
+from diffcache.learn import calibrate, describe, write_calibration
+from diffcache.llm import Edit, Guided, HeadMask, Threshold, calibrate_heads, declare, generate
 from diffcache.llm.decoders import make_decoder
 from diffcache.llm.decoders.base import Sight
 from diffcache.llm.driver import language_config, prepare
@@ -133,6 +134,27 @@ def test_heads_that_all_compute_are_exact_and_heads_that_none_do_are_the_plain_r
     assert torch.equal(run.sequences, generate(model, prompt(2), "flashblock:dirty=8", **SETTINGS).sequences)
 
 
+def test_a_calibration_is_a_schedule_file_like_any_other(tmp_path):
+    """The calibrator measures what the function measures, and the policy reads what it wrote."""
+    model, calls = sdar(), [{"input_ids": prompt(2)}, {"input_ids": prompt(1, 9)}]
+    seen = []
+    asked = dict(gen_length=16, steps=4, threshold=0.4, similarity=0.9, shift=0.5)
+    found = calibrate(model, "flashblock", calls, progress=lambda *told: seen.append(told), **asked)
+    assert (found.method, found.steps, found.runs) == ("flashblock", 4, 2)
+    asked["decoder"] = Threshold(threshold=asked.pop("threshold"))
+    mask = calibrate_heads(model, [call["input_ids"] for call in calls], **asked)
+    assert torch.equal(mask.recompute, found.expert("model").numbers["recompute"].bool())
+    assert 0.0 < mask.share < 1.0
+    assert ("heads that compute", f"{mask.share:.1%} behind the first step") in describe(found)
+    write_calibration(found, tmp_path / "heads.safetensors")
+    run = generate(model, prompt(2), "flashblock", heads=tmp_path / "heads.safetensors", **SETTINGS)
+    assert 0.0 < run.stats.external_saved < 1.0
+    assert seen[0] == ("generation 1/2", 0, 16)
+    assert seen[-1] == ("generation 2/2", 16, 16)
+    with pytest.raises(ConfigError, match="calls: of a language model"):
+        calibrate(model, "flashblock", [lambda pipe: None])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_calibration_asks_for_more_where_limits_are_tighter(name):
     model = MODELS[name]()
@@ -152,7 +174,11 @@ def test_files_of_other_models_are_refused(tmp_path):
     model = sdar()
     save_file({"something": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
     HeadMask(torch.zeros(2, 4, 4, dtype=torch.bool), "Qwen3ForCausalLM").save(tmp_path / "b.safetensors")
-    for name, text in (("a", "not readable"), ("b", "made for Qwen3ForCausalLM with 2 layers"), ("c", "not readable")):
+    facts = {"over": "dual", "block_length": 8}
+    HeadMask(torch.zeros(3, 4, 4, dtype=torch.bool), "Qwen3ForCausalLM", facts=facts).save(tmp_path / "d.safetensors")
+    said = {"a": "not a schedule", "b": "made for Qwen3ForCausalLM with layers=2, but here it is layers=3",
+            "c": "no such file", "d": "over: made for dual, but here it is exact"}  # fmt: skip
+    for name, text in said.items():
         with pytest.raises(ScheduleFileError, match=text):
             generate(model, prompt(), "flashblock", heads=str(tmp_path / f"{name}.safetensors"), gen_length=8)
     with pytest.raises(ConfigError, match="similarity: 2"):

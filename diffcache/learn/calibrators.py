@@ -13,10 +13,11 @@ from .auto import AutoCalibrator
 from .calibrator import Calibrator, Call, Facts, Progress
 from .diffsparse import SparsityCalibrator
 from .drift import DriftCalibrator
+from .heads import HeadCalibrator
 from .magnitude import MagnitudeCalibrator
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
-    c.method: c for c in (MagnitudeCalibrator, DriftCalibrator, AutoCalibrator, SparsityCalibrator)
+    c.method: c for c in (MagnitudeCalibrator, DriftCalibrator, AutoCalibrator, SparsityCalibrator, HeadCalibrator)
 }
 """The methods that can be calibrated."""
 
@@ -50,7 +51,8 @@ def calibrate(
     ``magcache``: the average magnitude ratio of the residual over all blocks, at each step and for each branch (the
     mean over the runs). ``teacache``: a polynomial from the relative L1 change of the first block's modulated input
     to that of the output, over all steps, branches and runs. ``diffsparse``: which steps are computed, and which share
-    of its tokens every module computes at each, under a budget.
+    of its tokens every module computes at each, under a budget. ``flashblock``: which heads of a language model compute
+    attention outside the block at which step.
 
     The pipeline is afterwards as it was before; a method that was on comes back.
 

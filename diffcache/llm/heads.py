@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ScheduleFileError
+from ..schedules.calibration import Calibration, Expert, Identity
+from ..schedules.files import read_calibration, write_calibration
+
+METHOD = "flashblock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +24,14 @@ class HeadMask:
     Attributes:
         recompute: bool ``[L, S, H]``; steps beyond the last one are like the last one.
         model_class: of the model that it was measured on.
+        runs: generations that were measured.
+        facts: what it holds for, by name: ``over`` and ``block_length`` where they are known.
     """
 
     recompute: Tensor
     model_class: str
+    runs: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
     _lists: dict[Any, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, step: int, device: torch.device | str) -> dict[int, Tensor]:
@@ -37,33 +44,49 @@ class HeadMask:
 
     @property
     def share(self) -> float:
-        """Share of heads and steps that compute."""
-        return float(self.recompute.float().mean())
+        """Share of heads and steps that compute, of those behind the first step, which always does."""
+        return float(self.recompute[:, 1:].float().mean()) if self.recompute.shape[1] > 1 else 1.0
+
+    def calibration(self) -> Calibration:
+        """As every calibration is kept."""
+        layers, steps, heads = self.recompute.shape
+        identity = Identity(self.model_class, {"layers": layers, "heads": heads})
+        note = "every head computes at every step, so that nothing is saved" if self.share == 1.0 else ""
+        numbers, quality = {"recompute": self.recompute.float()}, {"share": self.share}
+        expert = Expert(identity, steps, (), numbers, quality, note, dict(self.facts))
+        return Calibration(METHOD, None, steps, self.runs, {"model": expert})
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
-        save_file({"recompute": self.recompute.to(torch.uint8).cpu()}, str(path), {"model_class": self.model_class})
+        """Write a schedule file, as ``diffcache calibrate`` does; raises ScheduleFileError where it cannot."""
+        write_calibration(self.calibration(), path)
 
 
-def load_heads(path: str | Path, model: Any) -> HeadMask:
-    """Read what :meth:`HeadMask.save` wrote.
+def load_heads(path: str | Path, model: Any, **here: Any) -> HeadMask:
+    """Read what :meth:`HeadMask.save` or ``diffcache calibrate --method flashblock`` wrote.
+
+    Args:
+        model: that it must belong to.
+        here: what its facts must agree with, where it has them.
 
     Raises:
-        ScheduleFileError: not readable, or made for another model.
+        ScheduleFileError: not readable, or made for another method, model or kind of generation.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            recompute, made = file.get_tensor("recompute").bool(), (file.metadata() or {}).get("model_class", "")
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ScheduleFileError(f"{path}: not readable as a mask of heads: {error}") from error
+    found = read_calibration(path)
+    found.check_method(METHOD)
     config = getattr(model.config, "text_config", model.config)
-    shape = (config.num_hidden_layers, config.num_attention_heads)
-    if made != type(model).__name__ or (recompute.shape[0], recompute.shape[2]) != shape:
-        raise ScheduleFileError(
-            f"{path}: made for {made} with {recompute.shape[0]} layers of {recompute.shape[2]} heads, "
-            f"this is {type(model).__name__} with {shape[0]} of {shape[1]}"
-        )
-    return HeadMask(recompute, made)
+    settings = {"layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+    found.check_models({"model": Identity(type(model).__name__, settings)})
+    expert = found.expert("model")
+    recompute = expert.numbers.get("recompute")
+    if recompute is None or recompute.shape != (settings["layers"], found.steps, settings["heads"]):
+        raise ScheduleFileError(f"{path}: damaged: no mask [layers, steps, heads] in it")
+    for name in here.keys() & expert.facts.keys():
+        if expert.facts[name] != here[name]:
+            raise ScheduleFileError(
+                f"{path}: {name}: made for {expert.facts[name]}, but here it is {here[name]}; make one for this with: "
+                "diffcache calibrate"
+            )
+    return HeadMask(recompute.bool(), expert.identity.model, found.runs, expert.facts)
 
 
 class HeadListener:

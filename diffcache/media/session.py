@@ -76,7 +76,7 @@ def open_session(
     """
     entry = check_model(model)
     config = method_config(method, settings, entry)
-    where = _device(device)
+    where = read_device(device)
     precision = _dtype(dtype, entry, where)
     check_class(request, entry)
     pipe = _load(model, entry, precision, where)
@@ -85,7 +85,7 @@ def open_session(
 
 def open_pipeline(model: str, entry: ZooEntry | None, dtype: str | None, device: str | None) -> Any:
     """The pipeline alone; arguments and errors as for :func:`open_session`."""
-    where = _device(device)
+    where = read_device(device)
     return _load(model, entry, _dtype(dtype, entry, where), where)
 
 
@@ -130,7 +130,8 @@ def _setting(text: str) -> tuple[str, Any]:
     return key.strip(), read_value(key.strip(), value)
 
 
-def _device(text: str | None) -> torch.device:
+def read_device(text: str | None) -> torch.device:
+    """A device as a user writes it, None for the fastest one; raises ConfigError where it is not there."""
     mps = getattr(torch.backends, "mps", None)
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps is not None and mps.is_available()}
     if text is None:

@@ -37,7 +37,8 @@ class FlashBlock(Policy):
         below, settings = _OVER[config.over]
         self.below = below(replace(settings, warmup=config.warmup), task)
         self.kv = self.below.kv
-        self.heads = None if config.heads is None else load_heads(config.heads, task.model)
+        facts = {"over": config.over, "block_length": task.block_length}
+        self.heads = None if config.heads is None else load_heads(config.heads, task.model, **facts)
         self.dirty = DirtyTokens(config.dirty)
         self._held: tuple[int, int] | None = None  # the rows whose part outside is stored
         self._stale: tuple[int, ...] | None = None  # sequences, as far as the host was told; None: all
