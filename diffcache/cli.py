@@ -17,7 +17,19 @@ import typer
 from . import __version__
 from .cli_calibrate import EPILOG, calibrate
 from .cli_info import add_to
-from .cli_options import Asked, Debug, Model, Settings, Steps, asks, state
+from .cli_options import (
+    LANGUAGE,
+    Asked,
+    Debug,
+    Decoding,
+    Model,
+    Settings,
+    Steps,
+    asks,
+    refuse_pictures,
+    refuse_texts,
+    state,
+)
 from .cli_report import EPILOG as REPORT_EPILOG
 from .cli_report import report
 from .cli_tune import EPILOG as TUNE_EPILOG
@@ -64,15 +76,22 @@ def _root(
     "  diffcache sample --model tiny-world --actions F8L8R8 --out out/walk.gif\n\n"
     "  diffcache sample --model tiny-wan --prompt 'turns left' --method interval:interval=4 --out out/turn.mp4\n\n"
     "  diffcache sample --method worldcache --set computed=0.25 --set max_skip=6 --steps 50 --compare\n\n"
-    "  diffcache sample --model wan2.1 --prompt 'a cat surfing' --device cuda --out out/cat.mp4"
+    "  diffcache sample --model wan2.1 --prompt 'a cat surfing' --device cuda --out out/cat.mp4\n\n"
+    "  diffcache sample --model tiny-llada --method fast-dllm:dual --compare\n\n"
+    "  diffcache sample --model tiny-llada --prompts problems.jsonl --out out/answers.jsonl"
 )
 @asks
 def sample(
     asked: Asked,
+    decoding: Decoding,
     model: Model = "tiny-world",
     method: Annotated[
-        str, typer.Option(help="Name with optional preset or fields, worldcache:computed=0.25, or a .yaml/.json file.")
-    ] = "worldcache",
+        str | None,
+        typer.Option(
+            help="Name with optional preset or fields, worldcache:computed=0.25, or a .yaml/.json file.",
+            show_default="worldcache; freecache for language models",
+        ),
+    ] = None,
     steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     settings: Settings = None,
@@ -81,34 +100,64 @@ def sample(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File to write: .png, .gif or .mp4.", show_default="out/<model>.png"),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .png, .gif or .mp4; of language models .txt or .json, with --prompts .jsonl.",
+            show_default="out/<model>.png",
+        ),
     ] = None,
-    fps: Annotated[float, typer.Option(help="Frames per second of .gif and .mp4.")] = 8.0,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of .gif and .mp4.", show_default="8")] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Dense and accelerated of one seed in one picture, timed in turn.")
+        bool, typer.Option("--compare", help="Dense and accelerated of one seed side by side, timed in turn.")
     ] = False,
     repeats: Annotated[int, typer.Option(help="With --compare: timed runs of each side; medians are shown.")] = 2,
+    problem: Annotated[
+        int | None, typer.Option(help="Number of a held-out problem, as the prompt.", rich_help_panel=LANGUAGE)
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of prompts, one a line of .txt or .jsonl, all answered.", rich_help_panel=LANGUAGE),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With --prompts: go on with the answers in --out.", rich_help_panel=LANGUAGE),
+    ] = False,
 ) -> None:
-    """Sample a model with a method and write a picture or a video.
+    """Sample a model with a method: write a picture or a video, or show the text of a language model as it unmasks.
 
     With --compare one seed is sampled densely and with the method, and the picture shows both side by side.
 
     It also shows the measured speed-ups, PSNR and SSIM, and which steps were computed and which predicted.
+
+    Of language models: both texts, tokens/s, forwards, rows, memory, whether the answers agree and are right.
     """
+    from .zoo import is_language_model
+
+    if not 1 <= repeats <= 1000:
+        raise ConfigError(f"repeats: {repeats} is out of range, must be from 1 to 1000")
+    if is_language_model(model):
+        from .cli_text import METHOD, TextSample, sample_text
+
+        refuse_pictures(model, fps=fps, schedule=schedule)
+        wanted = (model, method or METHOD, settings or [], steps, seed, problem, prompts, out, compare, repeats, resume)
+        sample_text(TextSample(*wanted), asked, decoding)
+        return
     from .media.request import check_model, short_name
     from .media.terminal import say, summarise
     from .media.writing import check_target
 
-    for name, value in (("fps", fps), ("repeats", repeats)):
-        if not 1 <= value <= 1000:
-            raise ConfigError(f"{name}: {value} is out of range, must be from 1 to 1000")
+    fps = 8.0 if fps is None else fps
+    if not 1 <= fps <= 1000:
+        raise ConfigError(f"fps: {fps} is out of range, must be from 1 to 1000")
     check_model(model)
+    refuse_texts(model, **decoding.options, problem=problem, prompts=prompts, resume=resume)
     request = asked.request(steps, seed)
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
     from .media.session import open_session  # loads torch: not before everything light is checked
 
     settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
-    session = open_session(model, method, settings, request, asked.dtype, asked.device)
+    session = open_session(model, method or "worldcache", settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
@@ -190,6 +239,7 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
     for name in ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

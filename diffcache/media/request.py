@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError, unknown
-from ..zoo import ZooEntry, list_language_models, list_models
+from ..zoo import ZooEntry, is_language_model, list_language_models, list_models
 from .frames import Clip, as_frames
 
 CLIPS = "clips.safetensors"
@@ -269,12 +269,14 @@ def short_name(model: str) -> str:
 def check_model(name: str) -> ZooEntry | None:
     """The zoo's entry, or None for a folder or hub id; raises ConfigError for a name that can be neither."""
     models = list_models()
-    if name in list_language_models():
+    if is_language_model(name):
         raise ConfigError(
-            f"model: {name} is a language model, which this command does not run: diffcache.llm.generate does"
+            f"model: {name} is a language model, which this command does not run: diffcache sample and report do"
         )
     if name not in models and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"{unknown('model', name, models)}; or a folder, or a hub id (owner/name)")
+        raise ConfigError(
+            f"{unknown('model', name, [*models, *list_language_models()])}; or a folder, or a hub id (owner/name)"
+        )
     return models.get(name)
 
 

@@ -58,10 +58,15 @@ def tabulate(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 class StepProgress:
-    """Call it with (label, steps done, steps in all); 0 done begins a run. Use it as a context."""
+    """Call it with (label, steps done, steps in all); 0 done begins a run. Use it as a context.
 
-    def __init__(self, out: Console) -> None:
-        self.console = out
+    Args:
+        out: where to draw.
+        unit: what is counted.
+    """
+
+    def __init__(self, out: Console, unit: str = "step") -> None:
+        self.console, self.unit = out, unit
         self.bar: Progress | None = None
         self._label = ""
         self._began = self._told = 0.0
@@ -103,5 +108,5 @@ class StepProgress:
         elif done == total or now - self._told >= EVERY:
             self._told = now
             self.console.print(
-                f"{label}: step {done} of {total}, {now - self._began:.1f} s", markup=False, soft_wrap=True
+                f"{label}: {self.unit} {done} of {total}, {now - self._began:.1f} s", markup=False, soft_wrap=True
             )

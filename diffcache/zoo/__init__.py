@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .language import LanguageEntry, list_language_models
+from .language import LanguageEntry, find_language_model, is_language_model, list_language_models
 from .language_loading import load_language_model
 from .loading import ModelNotAvailableError, load_pipeline
 from .problems import Problem, ProblemsNotAvailableError, draw_problems, load_problems
@@ -15,6 +15,8 @@ __all__ = [
     "ProblemsNotAvailableError",
     "ZooEntry",
     "draw_problems",
+    "find_language_model",
+    "is_language_model",
     "list_language_models",
     "list_models",
     "load_language_model",

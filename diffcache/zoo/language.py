@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -166,3 +168,23 @@ _ENTRIES = (
 def list_language_models() -> dict[str, LanguageEntry]:
     """Every known diffusion language model by name, the embedded ones first."""
     return {entry.name: entry for entry in _ENTRIES}
+
+
+def find_language_model(name: str) -> LanguageEntry | None:
+    """The entry of a name, or of a hub id that an entry has."""
+    known = list_language_models()
+    return known.get(name) or next((e for e in known.values() if e.source == name and not e.embedded), None)
+
+
+def is_language_model(name: str) -> bool:
+    """Whether a name, a hub id or a folder is that of a language model; looks at a folder's configuration alone."""
+    if find_language_model(name) is not None:
+        return True
+    path = Path(name) / "config.json"
+    if not path.is_file() or (Path(name) / "model_index.json").is_file():
+        return False
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+    except (ValueError, AttributeError):  # whoever loads it will say what is wrong
+        return False
+    return any(str(cls).endswith("ForCausalLM") for cls in classes)

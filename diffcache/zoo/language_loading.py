@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import unknown
-from .language import LanguageEntry, list_language_models
+from .language import LanguageEntry, find_language_model, list_language_models
 from .loading import WEIGHTS, ModelNotAvailableError, check_files, failure_cause
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def load_language_model(
     """A model that is ready to decode (in evaluation mode, ``config.diffusion`` says how), and its tokenizer.
 
     Args:
-        name: of :func:`diffcache.zoo.list_language_models`, or a folder that ``save_pretrained`` wrote.
+        name: of :func:`diffcache.zoo.list_language_models`, its hub id, or a folder that ``save_pretrained`` wrote.
         dtype: fp32 for embedded models and folders by default, the checkpoint's own for the hub's.
         device: where to put it; the CPU by default.
         download: whether the hub may be asked for what the local cache lacks.
@@ -35,7 +35,7 @@ def load_language_model(
     Raises:
         ModelNotAvailableError: an unknown name, missing or damaged files, a failed download.
     """
-    entry = list_language_models().get(name)
+    entry = find_language_model(name)
     if entry is None or entry.embedded:
         model, tokenizer = _load_folder(WEIGHTS / name if entry else Path(name), dtype)
     else:
