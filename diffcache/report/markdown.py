@@ -21,7 +21,8 @@ def write_markdown(report: Report, summary: Summary, lines: Sequence[Line], fold
 
 
 def to_markdown(report: Report, summary: Summary, lines: Sequence[Line]) -> str:
-    """What was measured, in Markdown: the verdict, families at equal time and quality, every row, what did not run."""
+    """What was measured, in Markdown: the verdict, families at equal time and quality, every row, what
+    looks wrong, what did not run."""
     steps, seeds = report.settings.steps, len(report.dense)
     head = f"# {report.model.name}: {steps} steps, {seeds} seeds"
     said = [*summary.verdict, *summary.warnings]
@@ -36,6 +37,9 @@ def to_markdown(report: Report, summary: Summary, lines: Sequence[Line]) -> str:
         "## Rows",
         _rows(lines),
     ]
+    notes = [f"* {line.name}: {note}" for line in lines for note in line.notes]
+    if notes:
+        parts += ["## What looks wrong, or odd", "\n".join(notes)]
     if summary.failed:
         failed = ([row.name, row.failure or ""] for row in summary.failed)
         parts += ["## Did not run", _table(["row", "reason"], failed)]
