@@ -73,8 +73,7 @@ def load_heads(path: str | Path, model: Any, **here: Any) -> HeadMask:
     """
     found = read_calibration(path)
     found.check_method(METHOD)
-    config = getattr(model.config, "text_config", model.config)
-    settings = {"layers": config.num_hidden_layers, "heads": config.num_attention_heads}
+    settings = dict(zip(("layers", "heads"), sizes(model)))
     found.check_models({"model": Identity(type(model).__name__, settings)})
     expert = found.expert("model")
     recompute = expert.numbers.get("recompute")
@@ -87,6 +86,13 @@ def load_heads(path: str | Path, model: Any, **here: Any) -> HeadMask:
                 "diffcache calibrate"
             )
     return HeadMask(recompute.bool(), expert.identity.model, found.runs, expert.facts)
+
+
+def sizes(model: Any) -> tuple[int, int]:
+    """Layers and heads of a language model, or of a video model of diffusers."""
+    config = getattr(model.config, "text_config", model.config)
+    layers = config.num_layers if hasattr(config, "num_layers") else config.num_hidden_layers
+    return layers, config.num_attention_heads
 
 
 class HeadListener:

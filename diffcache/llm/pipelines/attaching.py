@@ -12,17 +12,21 @@ from ...errors import UnsupportedModelError
 from ...hooks.attach import attach, detach
 from ...hooks.handle import ATTRIBUTE
 from ...methods.language import FlashBlockConfig, LanguageConfig
-from ..heads import HeadListener, HeadMask
+from ..heads import HeadListener, HeadMask, sizes
 from ..stats import GenerationStats
 from .canvas import CanvasHook
 from .refinement import RefinementHook
+from .rolling import PORTS, RollingHook
 
 HOOKS: dict[str, type] = {
     "LLaDA2Pipeline": RefinementHook,
     "DiffusionGemmaPipeline": CanvasHook,
     "DiffusionGemmaForBlockDiffusion": CanvasHook,
+    "AnyFlowFARPipeline": RollingHook,
+    "SanaWMLTX2Refiner": RollingHook,
+    **dict.fromkeys(PORTS, RollingHook),
 }
-"""Class of the pipeline, or of a model with a loop of its own -> what stands around its forward."""
+"""Class of the pipeline, or of a model that others' loops call -> what stands around its forward."""
 
 
 class PipelineHandle:
@@ -37,6 +41,8 @@ class PipelineHandle:
     def __init__(self, owner: Any, config: LanguageConfig, hook: Any) -> None:
         self.owner, self.config, self.hook = owner, config, hook
         self._model = _model(owner)
+        self.denoises = isinstance(hook, RollingHook)  # inside a loop that is not ours, and follows its calls
+        self._hooks = [(self._model, hook), *getattr(hook, "parts", ())]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The owner's own ``generate``, or call."""
@@ -44,13 +50,14 @@ class PipelineHandle:
 
     def install(self) -> None:
         """Put the hook on."""
-        attach(self._model, self.hook)
+        for module, hook in self._hooks:
+            attach(module, hook)
         for holder in (self.owner, self._model):
             holder.__dict__[ATTRIBUTE] = self
 
     def stats(self) -> GenerationStats:
         """Since the last reset; tokens and seconds are the pipeline's to count and stay 0."""
-        return self.hook.tally.stats(self.config.method, type(self.owner).__name__, _layers(self._model))
+        return self.hook.tally.stats(self.config.method, type(self.owner).__name__, sizes(self._model)[0])
 
     def reset(self) -> None:
         """Forget all numbers, and free memory."""
@@ -59,7 +66,8 @@ class PipelineHandle:
 
     def restore(self) -> None:
         """Take the hook off."""
-        detach(self._model)
+        for module, _ in self._hooks:
+            detach(module)
         for holder in (self.owner, self._model):
             holder.__dict__.pop(ATTRIBUTE, None)
 
@@ -73,8 +81,8 @@ def attach_pipeline(pipe: Any, config: LanguageConfig) -> PipelineHandle:
     hook = hook_of(pipe)
     if hook is None:
         raise UnsupportedModelError(
-            f"{config.method} is a method for diffusion language models, and {type(pipe).__name__} is none of "
-            f"{', '.join(HOOKS)}"
+            f"{config.method} is a method for diffusion language models and block-causal video, and "
+            f"{type(pipe).__name__} is none of {', '.join(HOOKS)}"
         )
     return PipelineHandle(pipe, config, hook(_model(pipe), config))
 
@@ -85,7 +93,9 @@ def hook_of(owner: Any) -> type | None:
 
 
 def _model(owner: Any) -> Any:
-    return owner if isinstance(owner, nn.Module) else owner.model
+    if isinstance(owner, nn.Module):
+        return owner
+    return owner.transformer if hasattr(owner, "transformer") else owner.model
 
 
 @contextmanager
@@ -101,9 +111,8 @@ def listening(pipe: Any, *, similarity: float = 0.85, shift: float = 0.05, steps
         similarity, shift, steps: as for :func:`diffcache.llm.calibrate_heads`.
     """
     handle = attach_pipeline(pipe, FlashBlockConfig())
-    config = getattr(_model(pipe).config, "text_config", _model(pipe).config)
-    listener = HeadListener(config.num_hidden_layers, config.num_attention_heads, steps, similarity, shift)
-    handle.hook.reuse.listener = listener
+    listener = HeadListener(*sizes(_model(pipe)), steps, similarity, shift)
+    handle.hook.listen(listener)
     handle.install()
     masks: list[HeadMask] = []
     try:
@@ -111,7 +120,3 @@ def listening(pipe: Any, *, similarity: float = 0.85, shift: float = 0.05, steps
         masks.append(HeadMask(listener.mask(), type(_model(pipe)).__name__))
     finally:
         handle.restore()
-
-
-def _layers(model: nn.Module) -> int:
-    return getattr(model.config, "text_config", model.config).num_hidden_layers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UnsupportedModelError
 from ...methods.language import FlashBlockConfig, LanguageConfig
 from ..external import ExternalStore, ExternalWork, merged
+from ..heads import HeadListener
 from ..passes import KEYWORD, attending
 from ..plan import External
 from ..stats import Tally
@@ -84,6 +85,10 @@ class CanvasHook(ModelHook):
         tally.residual_bytes = max(tally.residual_bytes, self.store.bytes)
         if current.external.use:
             tally.external.forwards += 1
+
+    def listen(self, listener: HeadListener) -> None:
+        """Compute the part outside at every step, and let it be heard."""
+        self.reuse.listener = listener
 
     def forget(self) -> None:
         """Free what is stored."""

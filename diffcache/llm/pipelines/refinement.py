@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ...errors import UnsupportedModelError
 from ...methods.language import LanguageConfig
 from ..families import read_facts
+from ..heads import HeadListener
 from ..passes import attending
 from ..plan import StepPlan
 from ..policies import Policy, Task, refusal
@@ -119,6 +120,10 @@ class RefinementHook(ModelHook):
         self.tally.steps += 1
         self.tally.dense += stop
         return runner.forward(StepPlan(rows, rows, stop, external=external), self._policy, seen)
+
+    def listen(self, listener: HeadListener) -> None:
+        """Compute the part outside at every step, and let it be heard."""
+        self.reuse.listener = listener
 
     def forget(self) -> None:
         """Free keys and values."""
