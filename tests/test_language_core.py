@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache.kernels import merge_attention
 from diffcache.llm import generate, read_facts
 from diffcache.llm.attention import attend, attend_lse, attend_outside, probabilities
 from diffcache.llm.kv import PositionKVCache
+from diffcache.llm.passes import TILE
 from diffcache.llm.plan import External, StepPlan
 from diffcache.llm.rows import Rows, picked
 
@@ -160,6 +162,39 @@ def test_block_by_block_equals_the_full_pass(name):
         got = logits_of(loop, policy.within(state))
         native = native_logits(model, state.ids[:, : state.block[1]], BLOCK)
         torch.testing.assert_close(got, policy.want(state).take(native), **CLOSE)
+
+
+class Sizes(TorchDispatchMode):
+    """The largest bool tensor that was made, within torch's attention, too."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.bool:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("padded", [0, BLOCK])
+@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+def test_a_long_prompt_is_read_without_a_mask_of_its_square(name, padded):
+    """Tile by tile it is what the model gives under the whole mask; of a padded prompt, at its own rows."""
+    length = 5 * TILE + 5 * BLOCK
+    model, loop = BLOCK_CAUSAL[name](), bench(BLOCK_CAUSAL[name](), "freecache", length + BLOCK, length)
+    ids, keys = loop.state.ids, torch.ones(1, length, dtype=torch.bool)
+    if padded:
+        keys[:, :padded] = False
+        loop.state.padding = torch.nn.functional.pad(keys, (0, BLOCK), value=True).expand(2, -1)
+    plan = StepPlan(Rows(0, length), Rows(padded, length), length, triangular=BLOCK)
+    with Sizes() as made:
+        got = logits_of(loop, plan)
+    blocks = torch.arange(length) // BLOCK
+    whole = (blocks[:, None] >= blocks[None, :]) & keys | torch.eye(length, dtype=torch.bool)
+    with torch.no_grad():
+        want = model(ids[:, :length], attention_mask=whole[None, None], use_cache=False).logits
+    torch.testing.assert_close(got, want[:, padded:], **CLOSE)
+    assert made.largest <= model.config.num_attention_heads * TILE * length
 
 
 @pytest.mark.parametrize("name", BIDIRECTIONAL)

@@ -17,9 +17,13 @@ from .attention import attend
 from .external import ExternalStore, ExternalWork, merged
 from .kv import PositionKVCache
 from .plan import StepPlan
+from .rows import Rows
 
 NAME = "diffcache"
 """Of the attention implementation, in transformers' registry."""
+
+TILE = 128
+"""Rows of a block-causal forward whose attention is computed at once, as far as whole blocks allow."""
 
 KEYWORD = "diffcache_pass"
 """Of the forward's argument that carries the pass to every layer."""
@@ -60,28 +64,58 @@ class ForwardPass:
             plan.probe.hear_after(self, layer, q, k, scale)
         if plan.external is not None:
             return merged(plan.external, self.store, self.work, layer, (q, k, v), scale, self.mask(q.device))
+        if self._tiles:
+            return self._by_tiles(q, k, v, scale)
         return attend(q, k, v, scale, self.mask(q.device))
+
+    @property
+    def _tiles(self) -> bool:
+        """Many rows under a block-causal mask, over keys that begin at position 0."""
+        plan, rows = self.plan, self.rows
+        return (
+            plan.triangular is not None and rows.index is None and rows.count > TILE and (plan.keep or not rows.start)
+        )
+
+    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Some blocks of rows at once, over the keys up to theirs: no mask of all rows by all keys is ever there."""
+        size, rows, out = self.plan.triangular, self.rows, torch.empty_like(q)
+        tile, begin = max(TILE // size, 1) * size, rows.start
+        while begin < rows.stop:
+            end = min(begin // tile * tile + tile, rows.stop)
+            stop = min(-(-end // size) * size, k.shape[2])
+            at = slice(begin - rows.start, end - rows.start)
+            mask = self._make_mask(q.device, Rows(begin, end), stop)
+            out[:, :, at] = attend(q[:, :, at], k[:, :, :stop], v[:, :, :stop], scale, mask)
+            begin = end
+        return out
 
     def mask(self, device: torch.device) -> Tensor | None:
         """Which keys the rows see, bool ``[B or 1, 1, T or 1, K]``, or None for all; made once a forward."""
         key = self.rows.count
         if key not in self._masks:
-            self._masks[key] = self._make_mask(device)
+            self._masks[key] = self._make_mask(device, self.rows, self.plan.stop if self.plan.keep else None)
         return self._masks[key]
 
-    def _make_mask(self, device: torch.device) -> Tensor | None:
+    def _make_mask(self, device: torch.device, rows: Rows, stop: int | None) -> Tensor | None:
+        """Of these rows, over the keys ``[0, stop)``; None: over the keys of all rows of the forward."""
         plan, mask = self.plan, None
-        keys = torch.arange(plan.stop, device=device)[None] if plan.keep else self.rows.positions(device)
+        keys = self.rows.positions(device) if stop is None else torch.arange(stop, device=device)[None]
         for allowed in (self.padding, plan.seen):
             if allowed is not None:
                 part = allowed.gather(1, keys.expand(len(allowed), -1))[:, None, None, :]
                 mask = part if mask is None else mask & part
-        if plan.triangular is not None:
-            rows = self.rows.positions(device)[:, :, None]
-            lower = (rows // plan.triangular >= keys[:, None, :] // plan.triangular)[:, None]
-            # a padded row sees itself, or its softmax has nothing to sum over
-            mask = lower if mask is None else (lower & mask) | (rows == keys[:, None, :])[:, None]
-        return mask
+        size = plan.triangular
+        if size is None or (mask is None and stop is not None and _in_last_block(rows, stop, size)):
+            return mask
+        at = rows.positions(device)[:, :, None]
+        lower = (at // size >= keys[:, None, :] // size)[:, None]
+        # a padded row sees itself, or its softmax has nothing to sum over
+        return lower if mask is None else (lower & mask) | (at == keys[:, None, :])[:, None]
+
+
+def _in_last_block(rows: Rows, stop: int, size: int) -> bool:
+    """Whether all rows lie in the block in which the keys end: they see every key."""
+    return rows.index is None and rows.start // size == (stop - 1) // size
 
 
 def attention_forward(
