@@ -23,6 +23,8 @@ from diffcache.zoo import (
 )
 from diffcache.zoo.language_loading import load_checkpoint, native_config
 
+from .language import llada2, prompt
+
 EMBEDDED = [name for name, entry in list_language_models().items() if entry.embedded]
 
 
@@ -79,6 +81,58 @@ def test_checkpoint_under_llada_names_gives_the_logits_of_the_native_model(tmp_p
     with torch.no_grad():
         assert torch.equal(native(input_ids=ids).logits, loaded(input_ids=ids).logits)
     assert loaded.config.diffusion["mask_id"] == 126336
+
+
+def test_checkpoint_with_fused_weights_gives_the_logits_of_the_native_model(tmp_path):
+    """As LLaDA2's remote code writes it: queries, keys and values in one weight, experts one by one."""
+    native, entry = llada2(), list_language_models()["llada2-mini"]
+    with torch.no_grad():
+        native.model.layers[1].mlp.gate.e_score_correction_bias.normal_()
+    save_file(_fused(native), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+            "num_key_value_heads", "moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group",
+            "first_k_dense_replace", "rms_norm_eps", "routed_scaling_factor")  # fmt: skip
+    fields = {name: getattr(native.config, name) for name in same} | {"num_experts": 4, "num_shared_experts": 1}
+    fields |= {"rope_theta": native.config.rope_parameters["rope_theta"], "partial_rotary_factor": 0.5}
+    fields |= {"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"], "use_qkv_bias": False}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    loaded = load_checkpoint(entry, tmp_path)
+    assert type(loaded) is type(native)
+    ids = prompt(2)
+    with torch.no_grad():
+        want = native(input_ids=ids).logits
+        native.config.is_causal = loaded.config.is_causal
+        assert torch.equal(native(input_ids=ids).logits, loaded(input_ids=ids).logits)
+        loaded.save_pretrained(tmp_path / "again")
+        again = type(native).from_pretrained(tmp_path / "again")
+        assert torch.equal(again(input_ids=ids).logits, loaded(input_ids=ids).logits)
+    assert want.abs().max() > 0.1
+    assert again.config.diffusion == entry.diffusion
+    assert not any("query_key_value" in name for name in again.state_dict())
+
+
+def _fused(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    names = {"model.embed_tokens.": "model.word_embeddings.", ".self_attn.q_norm.": ".attention.query_layernorm.",
+             ".self_attn.k_norm.": ".attention.key_layernorm.", ".self_attn.o_proj.": ".attention.dense.",
+             ".mlp.gate.e_score_correction_bias": ".mlp.gate.expert_bias"}  # fmt: skip
+    state, out = model.state_dict(), {}
+    for name, value in state.items():
+        if name.endswith("self_attn.q_proj.weight"):
+            parts = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            out[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+        elif name.endswith("experts.gate_up_proj"):
+            for number, both in enumerate(value):
+                gate, up = both.chunk(2)
+                stem = name.replace("gate_up_proj", str(number))
+                out |= {f"{stem}.gate_proj.weight": gate.clone(), f"{stem}.up_proj.weight": up.clone()}
+        elif name.endswith("experts.down_proj"):
+            stem = name.replace("down_proj", "")
+            out |= {f"{stem}{number}.down_proj.weight": one.clone() for number, one in enumerate(value)}
+        elif "self_attn.k_proj" not in name and "self_attn.v_proj" not in name:
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            out[name] = value.clone()
+    return out
 
 
 def _under_remote_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -30,6 +30,8 @@ class LanguageEntry:
         threshold: confidence over which a token is kept, the decoder's default.
         shift: 1 where row ``i`` predicts position ``i + 1``.
         key_mapping: regular expressions of the checkpoint's names, and what they become in ``model``.
+        fused: weights (under their new names) that the checkpoint keeps in one, and what they are in ``model``: in that
+            order along the first axis, each of the size that it has there.
         renamed: fields of the checkpoint's configuration whose native name differs.
         settings: fields that the checkpoint's configuration lacks.
         tested: whether these very weights have been run; of others only the layout is known.
@@ -51,6 +53,7 @@ class LanguageEntry:
     threshold: float = 0.9
     shift: int = 0
     key_mapping: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     tested: bool = False
@@ -133,6 +136,44 @@ def _sdar(name: str, source: str, description: str, block_length: int = 4) -> La
     )
 
 
+# LLaDA2's remote code names its parts after Bailing's mixture of experts; the arithmetic is GLM-4.5's.
+_LLADA2_KEYS = {
+    r"^model\.word_embeddings\.": "model.embed_tokens.",
+    r"\.attention\.query_layernorm\.": ".self_attn.q_norm.",
+    r"\.attention\.key_layernorm\.": ".self_attn.k_norm.",
+    r"\.attention\.dense\.": ".self_attn.o_proj.",
+    r"\.attention\.query_key_value\.": ".self_attn.query_key_value.",
+    r"\.mlp\.gate\.expert_bias": ".mlp.gate.e_score_correction_bias",
+}
+_LLADA2_FUSED = {
+    f"self_attn.query_key_value.{kind}": tuple(f"self_attn.{part}_proj.{kind}" for part in "qkv")
+    for kind in ("weight", "bias")
+}
+_LLADA2_FIELDS = {
+    "num_experts": "n_routed_experts",
+    "num_shared_experts": "n_shared_experts",
+    "use_qkv_bias": "attention_bias",
+}
+
+
+def _llada2(name: str, source: str, description: str) -> LanguageEntry:
+    return LanguageEntry(
+        name,
+        source,
+        "Glm4MoeForCausalLM",
+        "Glm4MoeConfig",
+        description,
+        "block-causal",
+        156895,
+        156892,
+        threshold=0.7,
+        key_mapping=_LLADA2_KEYS,
+        fused=_LLADA2_FUSED,
+        renamed=_LLADA2_FIELDS,
+        settings={"use_qk_norm": True, "norm_topk_prob": True, "num_mtp_layers": 0},
+    )
+
+
 _ENTRIES = (
     LanguageEntry(
         "tiny-llada",
@@ -162,6 +203,8 @@ _ENTRIES = (
     _sdar("sdar-4b", "JetLM/SDAR-4B-Chat", "SDAR, 4 B parameters, block-causal"),
     _sdar("sdar-8b", "JetLM/SDAR-8B-Chat", "SDAR, 8 B parameters, block-causal"),
     _sdar("trado-8b", "Gen-Verse/TraDo-8B-Instruct", "TraDo, 8 B parameters, SDAR's layout"),
+    _llada2("llada2-mini", "inclusionAI/LLaDA2.0-mini", "LLaDA 2.0, 16 B parameters in experts, block-causal"),
+    _llada2("llada2.1-mini", "inclusionAI/LLaDA2.1-mini", "LLaDA 2.1, 16 B parameters in experts, edits its tokens"),
 )
 
 

@@ -79,14 +79,28 @@ def load_checkpoint(
     import transformers
 
     fields, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=local_files_only)
-    model = getattr(transformers, entry.model).from_pretrained(
+    native = getattr(transformers, entry.model)
+    model = (_parting(native, entry.fused) if entry.fused else native).from_pretrained(
         source,
         config=native_config(entry, fields),
         key_mapping=dict(entry.key_mapping) or None,
         dtype=dtype or "auto",
         local_files_only=local_files_only,
     )
+    model.__class__ = native
+    vars(model).pop("_weight_conversions", None)  # it is a native model now, and is saved as one
     return model.eval()
+
+
+def _parting(native: type, fused: Mapping[str, tuple[str, ...]]) -> type:
+    """A class that loads fused weights; transformers knows how by its name, so that no other load is touched."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Split, WeightConverter
+
+    name = f"{native.__name__}FromFused"
+    parts = [WeightConverter(source, list(targets), [Split(dim=0)]) for source, targets in fused.items()]
+    register_checkpoint_conversion_mapping(name, parts, overwrite=True)
+    return type(name, (native,), {"__module__": __name__})
 
 
 def native_config(entry: LanguageEntry, fields: Mapping[str, Any]) -> PretrainedConfig:
@@ -99,11 +113,12 @@ def native_config(entry: LanguageEntry, fields: Mapping[str, Any]) -> Pretrained
     import transformers
 
     cls = getattr(transformers, entry.config)
-    known = set(cls().to_dict()) - {"model_type", "architectures", "transformers_version", "dtype"}
+    known = {*cls().to_dict(), "head_dim"} - {"model_type", "architectures", "transformers_version", "dtype"}
     taken = {entry.renamed.get(name, name): value for name, value in fields.items() if value is not None}
     chosen = {name: value for name, value in taken.items() if name in known}
     if "rope_theta" in fields:
-        chosen["rope_parameters"] = {"rope_type": "default", "rope_theta": float(fields["rope_theta"])}
+        turned = {name: fields[name] for name in ("partial_rotary_factor",) if name in fields}
+        chosen["rope_parameters"] = {"rope_type": "default", "rope_theta": float(fields["rope_theta"]), **turned}
     config = cls(**{**chosen, **entry.settings})
     config.is_causal = False
     config.diffusion = entry.diffusion
