@@ -9,7 +9,7 @@ import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..hooks.stats import Stats
@@ -146,6 +146,8 @@ class Row:
 class Report:
     """Everything that was measured; what the page shows is computed from it."""
 
+    kind: ClassVar[str] = "denoiser"
+
     settings: Settings
     machine: Machine
     model: Model
@@ -172,13 +174,18 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; numbers that JSON has no word for are the strings inf, -inf and nan."""
-        return _plain({"schema": self.schema, **asdict(self)})
+        return plain({"schema": self.schema, **asdict(self)})
 
     def save(self, folder: Path) -> Path:
         """Write ``report.json`` in one piece: a reader sees the old file or the new one."""
-        path = folder / DATA
-        write_atomically(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
-        return path
+        return save_report(self.to_dict(), folder)
+
+
+def save_report(data: dict[str, Any], folder: Path) -> Path:
+    """Write ``report.json`` in one piece."""
+    path = folder / DATA
+    write_atomically(path, json.dumps(data, allow_nan=False) + "\n")
+    return path
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -191,12 +198,13 @@ def write_atomically(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def load_report(path: Path, name: str = "report") -> Report:
-    """Read a ``report.json`` (or the folder that holds one).
+def load_report(path: Path, name: str = "report", kind: Any = None) -> Any:
+    """Read a ``report.json`` (or the folder that holds one): a :class:`Report`, or of the class ``kind``.
 
     Raises:
-        ConfigError: it is missing, damaged, or of another schema; ``name`` begins the message.
+        ConfigError: it is missing, damaged, or of another schema or kind of model; ``name`` begins the message.
     """
+    kind = kind or Report
     path = path / DATA if path.is_dir() else path
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -207,17 +215,21 @@ def load_report(path: Path, name: str = "report") -> Report:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise ConfigError(f"{name}: '{path}' has schema {schema!r}, must be {SCHEMA}: measure again")
+    found = data.get("kind", Report.kind)
+    if found != kind.kind:
+        raise ConfigError(f"{name}: '{path}' is a report on a {found} model, must be one on a {kind.kind} model")
     try:
-        return _typed(Report, data)
+        return _typed(kind, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{name}: '{path}' is damaged ({error}), must be a {DATA}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON-ready."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

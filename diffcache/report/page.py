@@ -8,14 +8,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
 from . import plots
 from .data import Report, write_atomically
 from .extras import HOW
-from .formats import breakable, bytes_text, data_uri, figure_text, settings_text
+from .formats import bytes_text, data_uri, figure_text, settings_text
 from .markdown import write_markdown
 from .metrics import METRICS, MS_SSIM_SIDE
 from .pictures import BRIGHT, DARK, DENSE, REAL, Album, shaded
@@ -23,6 +22,7 @@ from .plan import CONTROL
 from .statistics import EQUAL, Interval, bounded
 from .strips import call_times, chunks_of, draw_shares, draw_times, strips
 from .summary import QUALITIES, TIMES, Line, Summary, summarise
+from .templating import render_page
 from .tokens import WORDS
 
 PAGE = "report.html"
@@ -31,14 +31,6 @@ QUESTIONS = {
     "real": ("Close to reality?", "Quality: every method, and dense, against the frames that really followed."),
     "prompt": ("Close to the prompt?", "Quality: the frames against their prompt."),
 }
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("diffcache.report", "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-_TEMPLATES.filters["breakable"] = breakable
 
 
 def write_page(report: Report, folder: Path) -> Path:
@@ -80,13 +72,11 @@ class Page:
     def html(self) -> str:
         """The page as text."""
         r, s = self.report, self.summary
-        styles, script = (Markup(_TEMPLATES.loader.get_source(_TEMPLATES, n)[0]) for n in ("style.css", "script.js"))
-        return _TEMPLATES.get_template("report.html").render(
+        return render_page(
+            "report.html",
             r=r,
             s=s,
             page=self,
-            style=styles,
-            script=script,
             lines=self.lines,
             targets=(TIMES, QUALITIES),
             metrics=METRICS,

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, unknown
-from ..methods import MethodConfig, list_methods, make_config, parse_settings
+from ..methods import list_methods, make_config, parse_settings
+from ..methods.base import NamedConfig
 from .peers import PACKAGES, PEERS, check_peer
 
 CONTROL = "fewer-steps"
@@ -49,6 +50,17 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 """Method -> its one natural knob, and the values that ``--sweep`` gives it."""
 
+LANGUAGE_KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "elastic": ("gamma", (0.5, 0.8, 0.9, 0.95)),
+    "window": ("refresh", (4, 8, 16, 32)),
+    "flashblock": ("dirty", (1, 2, 3, 4)),
+    "dkv": ("refresh", (2, 4, 8, 16)),
+    "dllm-cache": ("response_interval", (2, 4, 7, 14)),
+    "sparse-dllm": ("keep", (0.25, 0.5, 0.75)),
+    "d2cache": ("masks", (16, 32, 64)),
+}
+"""The same, of methods for language models."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -71,7 +83,7 @@ class Spec:
     kind: str
     settings: dict[str, Any]
     steps: int
-    config: MethodConfig | None = None
+    config: NamedConfig | None = None
     missing: str | None = None
 
 
@@ -101,12 +113,7 @@ def make_plan(methods: str | Sequence[Any] | None, steps: int, sweep: bool = Fal
     Raises:
         ConfigError: an unknown method, peer or field, a value out of range, or a peer that is not installed.
     """
-    entries = list(DEFAULT) if methods is None else split_methods(methods) if isinstance(methods, str) else methods
-    if not entries:
-        raise ConfigError("methods: none given, must be names with commas: none,worldcache,taylorseer")
-    specs: list[Spec] = []
-    for entry in entries:
-        specs += [_of_config(entry, steps)] if isinstance(entry, MethodConfig) else _expand(entry, steps, sweep)
+    specs = read_entries(DEFAULT if methods is None else methods, steps, sweep)
     if methods is None:
         specs = [_excused(spec) for spec in specs]
     else:
@@ -114,6 +121,27 @@ def make_plan(methods: str | Sequence[Any] | None, steps: int, sweep: bool = Fal
             if spec.kind in PACKAGES:
                 check_peer(spec.method, spec.settings)
     return list({spec.name: spec for spec in [*specs, *_controls(steps)]}.values())
+
+
+def read_entries(methods: str | Sequence[Any], steps: int, sweep: bool = False, kind: str = "denoiser") -> list[Spec]:
+    """The rows that were asked for, in order; arguments and errors as for :func:`make_plan`.
+
+    Args:
+        steps: most steps that the control may be given.
+        kind: of the methods: for a ``denoiser`` or a ``language`` model.
+    """
+    entries = split_methods(methods) if isinstance(methods, str) else methods
+    if not entries:
+        first = "none,worldcache,taylorseer" if kind == "denoiser" else "freecache,fast-dllm:dual,elastic"
+        raise ConfigError(f"methods: none given, must be names with commas: {first}")
+    specs: list[Spec] = []
+    for entry in entries:
+        given = isinstance(entry, NamedConfig)
+        specs += [_of_config(entry, steps)] if given else _expand(entry, steps, sweep, kind)
+    wrong = next((s for s in specs if s.config is not None and s.config.kind != kind), None)
+    if wrong is not None:
+        raise ConfigError(f"methods: {wrong.name} is a method for {wrong.config.kind} models, must be one for {kind}s")
+    return specs
 
 
 def _excused(spec: Spec) -> Spec:
@@ -127,12 +155,12 @@ def _excused(spec: Spec) -> Spec:
     return spec
 
 
-def _expand(entry: str, steps: int, sweep: bool) -> list[Spec]:
-    method, kind, text = _head(entry)
+def _expand(entry: str, steps: int, sweep: bool, models: str) -> list[Spec]:
+    method, kind, text = _head(entry, models)
     if kind == "file":
         return [_of_config(make_config(entry), steps, entry)]
     settings = _read(text)
-    knob, values = KNOBS.get(method, ("steps" if kind == CONTROL else "", ()))
+    knob, values = _knob(method) if kind != CONTROL else ("steps", ())
     if sweep and knob and knob not in settings and "preset" not in settings:
         settings = {**settings, knob: list(values)} if values else settings
     swept = [key for key, value in settings.items() if isinstance(value, list) and not _takes_lists(method, kind, key)]
@@ -145,12 +173,16 @@ def _expand(entry: str, steps: int, sweep: bool) -> list[Spec]:
     return [_one(method, kind, {**settings, swept[0]: value}, steps, swept[0]) for value in settings[swept[0]]]
 
 
-def _head(entry: str) -> tuple[str, str, str]:
+def _knob(method: str) -> tuple[str, tuple[Any, ...]]:
+    return KNOBS.get(method) or LANGUAGE_KNOBS.get(method) or ("", ())
+
+
+def _head(entry: str, models: str) -> tuple[str, str, str]:
     """Method, kind and settings of an entry."""
     if re.search(r"\.(ya?ml|json)$", entry):
         return entry, "file", ""
     package, _, rest = entry.partition(":")
-    if package in PACKAGES:
+    if package in PACKAGES and models == "denoiser":
         method, _, text = rest.partition(":")
         name = f"{package}:{method}"
         if name not in PEERS:
@@ -158,9 +190,10 @@ def _head(entry: str) -> tuple[str, str, str]:
         return name, package, text
     if package == CONTROL:
         return CONTROL, CONTROL, rest
-    known = list_methods("denoiser")
+    known = list_methods(models)
     if package not in known:
-        raise ConfigError(unknown("method", package, [*known, CONTROL, *PEERS]))
+        peers = PEERS if models == "denoiser" else ()
+        raise ConfigError(unknown("method", package, [*known, CONTROL, *peers]))
     return package, "method", rest
 
 
@@ -180,8 +213,8 @@ def _takes_lists(method: str, kind: str, key: str) -> bool:
 
 def _one(method: str, kind: str, settings: dict[str, Any], steps: int, swept: str = "") -> Spec:
     if kind == CONTROL:
-        return _control(settings, steps)
-    knob = swept or KNOBS.get(method, ("", ()))[0]
+        return control_of(settings, steps)
+    knob = swept or _knob(method)[0]
     fixed = {key: value for key, value in settings.items() if key != knob}
     config = make_config(method, **settings) if kind == "method" else None
     return Spec(_named(method, settings), _named(method, fixed), method, kind, settings, steps, config)
@@ -198,7 +231,7 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _of_config(config: MethodConfig, steps: int, name: str | None = None) -> Spec:
+def _of_config(config: NamedConfig, steps: int, name: str | None = None) -> Spec:
     """A configuration object; its name tells the fields that differ from the defaults."""
     if name is not None:
         name = re.split(r"[\\/]", name)[-1]  # a report holds no paths
@@ -208,7 +241,8 @@ def _of_config(config: MethodConfig, steps: int, name: str | None = None) -> Spe
     return replace(_one(config.method, "", given, steps), kind="method", settings={}, config=config)
 
 
-def _control(settings: dict[str, Any], steps: int) -> Spec:
+def control_of(settings: dict[str, Any], steps: int) -> Spec:
+    """The sampler with fewer steps, of at most ``steps``; raises ConfigError where ``settings`` is not one number."""
     count = settings.get("steps")
     if set(settings) != {"steps"} or isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= steps:
         raise ConfigError(f"{CONTROL}: steps={count!r} is out of range, must be a whole number from 1 to {steps}")
@@ -217,4 +251,4 @@ def _control(settings: dict[str, Any], steps: int) -> Spec:
 
 def _controls(steps: int) -> list[Spec]:
     counts = dict.fromkeys(max(1, round(share * steps)) for share in CONTROL_SHARES)
-    return [_control({"steps": count}, steps) for count in counts if count < steps]
+    return [control_of({"steps": count}, steps) for count in counts if count < steps]

@@ -76,6 +76,50 @@ def compare(a: dict[int, float], b: dict[int, float]) -> Difference:
     return Difference(over, "more" if over.mean > 0 else "less")
 
 
+@dataclass(frozen=True)
+class Proportion:
+    """A share of yes among ``count`` trials, or a difference of two shares, with its 95% confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+def proportion(yes: int, count: int) -> Proportion:
+    """Wilson's interval of a share (J. Am. Stat. Assoc. 22, 1927); it does not shrink to nothing at 0 and 1.
+
+    >>> found = proportion(8, 10)
+    >>> round(found.low, 2), round(found.high, 2)
+    (0.49, 0.94)
+    """
+    share, z2 = yes / count, _Z * _Z
+    middle, room = share + z2 / (2 * count), _Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    low, high = ((middle + side * room) / (1 + z2 / count) for side in (-1, 1))
+    return Proportion(share, max(low, 0.0), min(high, 1.0), count)
+
+
+def paired_shares(a: Sequence[bool], b: Sequence[bool]) -> tuple[Proportion, str]:
+    """Difference a - b of two shares of the same trials, and ``more``, ``less`` or ``tie``.
+
+    Agresti and Min's interval for matched pairs (Stat. Med. 24, 2005): half a pair more in each of the four cells.
+
+    >>> difference, word = paired_shares([True] * 9 + [False], [True] * 10)
+    >>> round(difference.mean, 2), word
+    (-0.1, 'tie')
+    """
+    count, won = len(a), sum(x and not y for x, y in zip(a, b, strict=True))
+    lost = sum(y and not x for x, y in zip(a, b, strict=True))
+    size, up, down = count + 2, won + 0.5, lost + 0.5
+    middle = (up - down) / size
+    room = _Z * math.sqrt(up + down - (up - down) ** 2 / size) / size
+    found = Proportion((won - lost) / count, middle - room, middle + room, count)
+    return found, "more" if found.low > 0 else "less" if found.high < 0 else "tie"
+
+
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the Pareto front, larger being better on both axes, by the first axis.
 
