@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import Asked, Model, Steps, asks
+from .cli_options import LANGUAGE, Asked, Decoding, Model, Steps, asks, refuse_pictures, refuse_texts
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ EPILOG = (
     "  diffcache report --methods none,worldcache:computed=[8,12,16,24],taylorseer,diffusers:mag,cache-dit:dbcache\n\n"
     "  diffcache report --methods worldcache,fbcache --sweep --steps 50 --seeds 8\n\n"
     "  diffcache report --out out/report --resume\n\n"
-    "  diffcache report --out out/now --baseline main/report.json --tolerance 0.05"
+    "  diffcache report --out out/now --baseline main/report.json --tolerance 0.05\n\n"
+    "  diffcache report --model tiny-llada --methods freecache,fast-dllm:dual,elastic --problems 100"
 )
 
 
 @asks
 def report(
     asked: Asked,
+    decoding: Decoding,
     model: Model = "tiny-wan",
     methods: Annotated[
         str | None,
@@ -37,9 +39,18 @@ def report(
         ),
     ] = None,
     steps: Steps = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds; every row runs on each.")] = 8,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; every row runs on each.", show_default="8")] = None,
+    problems: Annotated[
+        int | None,
+        typer.Option(
+            help="How many held-out problems, or prompts of --prompts.", show_default="60", rich_help_panel=LANGUAGE
+        ),
+    ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Vary the one natural knob of each method.")] = False,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, taken in turn by seed.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one prompt a line, taken in turn by seed. Language models: .txt or .jsonl."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write.", show_default="out/report-<model>")
     ] = None,
@@ -48,45 +59,77 @@ def report(
     baseline: Annotated[
         Path | None, typer.Option(help="An older report.json: exit 1 when a method lost more than the tolerance.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="With --baseline: share of a figure that may be lost.")] = 0.05,
+    tolerance: Annotated[
+        float | None, typer.Option(help="With --baseline: share of a figure that may be lost.", show_default="0.05")
+    ] = None,
 ) -> None:
     """Measure methods on a model and write report.json, report.html and pictures.
 
     Every row is compared with dense sampling of the same seed, and with the same sampler with fewer steps, which every
     cache must beat. What was measured is kept after each seed: --resume goes on after an interruption.
+
+    Of language models: right answers, tokens/s, forwards, rows and memory on problems, beside vanilla and fewer steps.
     """
-    from .media.request import check_model, short_name
+    from .media.request import short_name
+    from .zoo import is_language_model
+
+    target = out or Path("out") / f"report-{short_name(model)}"
+    shared = {"steps": steps, "out": target, "sweep": sweep, "prompts": prompts}
+    shared |= {"resume": resume, "overwrite": overwrite}
+    if is_language_model(model):
+        others = {name: value for name, value in asked.content.items() if name != "prompt"}
+        refuse_pictures(model, **others, seeds=seeds, baseline=baseline, tolerance=tolerance)
+        if asked.prompt is not None:
+            raise ConfigError("prompt: one prompt is no measurement, must be a file of them: --prompts FILE")
+        _report_text(model, methods, {**shared, **decoding.options, "problems": problems}, asked)
+        return
+    refuse_texts(model, **decoding.options, problems=problems)
+    _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, baseline, tolerance)
+
+
+def _report_pictures(
+    model: str,
+    methods: str | None,
+    shared: dict[str, Any],
+    asked: Asked,
+    baseline: Path | None,
+    tolerance: float | None,
+) -> None:
+    from .media.request import check_model
     from .media.terminal import StepProgress, console, say, summarise
 
+    tolerance = 0.05 if tolerance is None else tolerance
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
     check_model(model)
-    target = out or Path("out") / f"report-{short_name(model)}"
     from .report import load_report, losses, run
 
     before = None if baseline is None else load_report(baseline, "baseline")
     options = {name: value for name, value in asked.content.items() if value is not None}
-    shared = dict(
-        steps=steps, seeds=seeds, out=target, sweep=sweep, prompts=prompts, resume=resume, overwrite=overwrite
-    )
+    place = {"dtype": asked.dtype, "device": asked.device}
     with StepProgress(console()) as progress:
-        found = run(
-            model,
-            methods,
-            **shared,
-            **options,
-            dtype=asked.dtype,
-            device=asked.device,
-            on_step=progress,
-            say=say,
-            command=_command(),
-        )
-    summarise(f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds", _facts(found, target))
+        found = run(model, methods, **shared, **options, **place, on_step=progress, say=say, command=_command())
+    title = f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds"
+    summarise(title, _facts(found, shared["out"]))
     if before is not None:
         lost = losses(found, before, tolerance)
         say("\n".join(f"worse than the baseline: {loss}" for loss in lost) or f"no loss beyond {tolerance:.0%}")
         if lost:
             raise typer.Exit(1)
+
+
+def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked: Asked) -> None:
+    from .media.terminal import StepProgress, console, say, summarise, tabulate
+    from .report.language import run
+    from .report.language.table import COLUMNS, facts, rows
+
+    place = {"dtype": asked.dtype, "device": asked.device}
+    with StepProgress(console(), "prompt") as progress:
+        found = run(model, methods, **shared, **place, on_prompt=progress, say=say, command=_command())
+    tabulate(COLUMNS, rows(found))
+    target = shared["out"]
+    written = [("page", str(target / "report.html")), ("data", str(target / "report.json"))]
+    summarise(f"{found.model.name}, {len(found.asked)} prompts", [*facts(found), *written])
 
 
 def _command() -> str:

@@ -66,7 +66,7 @@ def trade_off(
         whole: of the pipeline, not of the denoiser alone.
         dense: dense's own value, drawn as a line where the reference is not dense.
     """
-    figure, axes = _blank(5.6, 4.2)
+    figure, axes = blank(5.6, 4.2)
     kind = METRICS[metric]
     similar = metric in ("ssim", "ms_ssim")
     value = (lambda v: max(1 - v, 1e-6)) if similar else (lambda v: v)
@@ -84,7 +84,7 @@ def trade_off(
         [value(m.metrics[question][metric].mean) for f in families.values() for m in f],
         similar or not kind.higher,
     )
-    _speed_axis(axes, [(line.whole if whole else line.denoiser).median for line in lines])
+    speed_axis(axes, [(line.whole if whole else line.denoiser).median for line in lines])
     axes.set_ylabel(f"1 - {kind.label}" if similar else kind.label, color=INK)
     axes.set_xlabel(f"{'whole-pipeline' if whole else 'denoiser'} speed-up against dense", color=INK)
     return figure
@@ -127,7 +127,8 @@ def _value_axis(axes: Axes, values: Sequence[float], less_is_better: bool) -> No
         axes.set_ylim(min(values) - room, max(values) + room)
 
 
-def _speed_axis(axes: Axes, speeds: Sequence[float]) -> None:
+def speed_axis(axes: Axes, speeds: Sequence[float]) -> None:
+    """Logarithmic, from a little below 1x, or the slowest, to beyond 2x, or the fastest."""
     axes.set_xscale("log")
     low, high = min([*speeds, 1.0]) * 0.95, max([*speeds, 2.0]) * 1.08
     axes.set_xlim(low, high)
@@ -141,7 +142,7 @@ def rollout(
     curves: Sequence[tuple[str, Style, Sequence[float]]], marks: Sequence[int], label: str, width: float = 5.6
 ) -> Figure:
     """PSNR of each frame; ``marks`` are frames at which a chunk begins."""
-    figure, axes = _blank(width, 3.6)
+    figure, axes = blank(width, 3.6)
     for mark in marks:
         axes.axvline(mark + 0.5, color=GRID, linewidth=1.5, zorder=0)
     for name, look, values in curves:
@@ -168,7 +169,7 @@ def heard(
     steps: Sequence[Sequence[float | None]], threshold: float | None, computed: Sequence[int], look: Style
 ) -> Figure:
     """What a schedule compared with its threshold at each step, one line a branch; computed steps are marked below."""
-    figure, axes = _blank(5.6, 2.6)
+    figure, axes = blank(5.6, 2.6)
     peak = max([v for row in steps for v in row if v is not None] + [threshold or 0.0])
     for number, row in enumerate(steps):
         points = [(i, v) for i, v in enumerate(row, 1) if v is not None]
@@ -189,7 +190,8 @@ def heard(
     return figure
 
 
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure in the page's style, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)

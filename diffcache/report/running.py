@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..media.request import Request, check_model, short_name
 from ..media.subject import Subject, read_prompts
 from . import extras
-from .data import DATA, Machine, Model, Report, Row, Settings, load_report
+from .data import DATA, Machine, Report, Row, Settings, load_report
 from .machine import examine_machine, examine_model
 from .measuring import Bench, OnStep, turned, without_folders
 from .pictures import DENSE, FOLDER, REAL, Album
@@ -152,14 +152,18 @@ def _open(model: str, entry: Any, request: Request, prompts: tuple[str, ...], dt
 
 def _continued(old: Report, new: Report) -> Report:
     """The old report, to go on with; raises ConfigError that names what differs."""
-    names = ("model", "steps", "methods", "prompts", "options")
+    continued(old, new, ("model", "steps", "methods", "prompts", "options"))
+    old.settings.seeds, old.command, old.metrics = new.settings.seeds, new.command, new.metrics
+    return old
+
+
+def continued(old: Any, new: Any, names: Sequence[str]) -> None:
+    """Raises ConfigError that names what differs: of the settings in ``names``, of the machine, of the model."""
     pairs: list[tuple[str, Any, Any]] = [(n, getattr(old.settings, n), getattr(new.settings, n)) for n in names]
     pairs += [("machine", _kind(old.machine), _kind(new.machine)), ("model", old.model, new.model)]
     for name, before, now in pairs:
         if before != now:
             raise ConfigError(f"resume: {name} differs ({_short(before)} there, {_short(now)} now), must be the same")
-    old.settings.seeds, old.command, old.metrics = new.settings.seeds, new.command, new.metrics
-    return old
 
 
 def _kind(machine: Machine) -> str:
@@ -168,7 +172,7 @@ def _kind(machine: Machine) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value.name if isinstance(value, Model) else str(value)
+    text = value.name if hasattr(value, "name") else str(value)
     return text if len(text) <= 90 else text[:87] + "..."
 
 
