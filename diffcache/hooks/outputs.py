@@ -65,5 +65,5 @@ def _template(output: Any, tensors: list[Tensor]) -> Template | None:
 def owned(tensor: Tensor) -> Tensor:
     """The tensor itself if it has its memory for itself and counts its versions, else a copy."""
     tensor = tensor.detach()
-    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    part = tensor.untyped_storage().nbytes() != tensor.nbytes
     return tensor.clone() if part or tensor.is_inference() else tensor

@@ -13,15 +13,17 @@ from ..kernels import combine
 from ..predictors import Horizon, Rest
 from ..predictors.resting import Home, fetch, home_of, waken
 from .cache import Cache, Holding, Moment
-from .outputs import Template, owned
+from .outputs import owned
 from .ports import placeholder
 from .recipe import Recipe
 from .streams import Passage
 
-_ONE, _AS_THEY_ARE = Template(Tensor), Rest()
+_AS_THEY_ARE = Rest()
 
 #: a unit's name, and how often it had been called before in the pass
 Call = tuple[str, int]
+#: of a call that returned one tensor, what its passage depends on: shape, dtype and device of that, and the inputs'
+Form = tuple[Any, ...]
 
 
 class Slot:
@@ -29,6 +31,9 @@ class Slot:
 
     The tensors are the module's own, not copies, unless they rest as something else. One that somebody writes to after
     it left its module is noticed by its version and never used again.
+
+    Attributes:
+        form: what the call that was stored last looked like, where :meth:`take` can store another one like it.
     """
 
     def __init__(self, depth: int, rest: Rest) -> None:
@@ -38,18 +43,27 @@ class Slot:
         self.moments: list[Moment] = []
         self.homes: list[Home] = []
         self.passage = Passage(None, (), ())
+        self.form: Form | None = None
+        self._as_they_are = rest == _AS_THEY_ARE
 
-    def like(self, result: Any) -> bool:
-        """Whether a result of a unit without streams is one tensor, as the one before it was, of the same shape."""
-        known = self.passage
-        return type(result) is Tensor and known.template == _ONE and known.shapes[0] == result.shape
+    def take(self, streams: Mapping[str, Tensor], result: Any, moment: Moment) -> bool:
+        """Store the result of a call that looks as the one before it; False if there is more to find out about it."""
+        if self.form is None or self.form != form_of(streams, result):
+            return False
+        source = self.passage.sources[0]
+        value = result if source is None else result - streams[source]
+        kept = owned(value) if self._as_they_are and not value.is_inference() else self._kept([value])[0]
+        self._push([kept], moment)
+        return True
 
     def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
-        kept = self._kept(tensors)
-        self.values = [kept, *self.values][: self.depth]
-        self.versions = [[t._version for t in kept], *self.versions][: self.depth]
-        self.moments = [moment, *self.moments][: self.depth]
+        self._push(self._kept(tensors), moment)
         self.passage = passage
+
+    def _push(self, kept: list[Tensor], moment: Moment) -> None:
+        for known, new in ((self.values, kept), (self.versions, [t._version for t in kept]), (self.moments, moment)):
+            known.insert(0, new)
+            del known[self.depth :]
 
     def amend(self, tensors: list[Tensor], passage: Passage) -> None:
         """Another reading of the newest results."""
@@ -61,7 +75,7 @@ class Slot:
         if any(t.is_inference() for t in tensors):  # copies that are made outside inference mode count their versions
             with torch.inference_mode(False), torch.no_grad():
                 return [self.rest.keep(t) for t in tensors]
-        if self.rest == _AS_THEY_ARE:
+        if self._as_they_are:
             return [owned(t) for t in tensors]
         return [self.rest.keep(t) if self.rest.moves(t) else owned(t) for t in tensors]
 
@@ -99,6 +113,14 @@ class Slot:
         if not value.numel() or home_of(value) != home:
             return torch.zeros((), dtype=home.dtype, device=home.device).expand(shape)
         return placeholder(value, shape)
+
+
+def form_of(streams: Mapping[str, Tensor], result: Any) -> Form | None:
+    """The form of a unit's call; None where it returned something else than one tensor."""
+    if type(result) is not Tensor:
+        return None
+    inputs = [(name, stream.shape, stream.dtype) for name, stream in streams.items()]
+    return result.shape, result.dtype, result.device, *inputs
 
 
 def _combined(stored: Sequence[Tensor], weights: Sequence[float], home: Home) -> Tensor:

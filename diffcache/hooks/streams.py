@@ -23,7 +23,10 @@ def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """Tensor arguments of a block's call by parameter name, the likeliest stream first."""
     bound = {**dict(zip(_parameters(type(block)), args, strict=False)), **kwargs}
     tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
-    return {**{n: tensors[n] for n in HIDDEN_NAMES if n in tensors}, **tensors}
+    hidden = [name for name in HIDDEN_NAMES if name in tensors]
+    if hidden == [*tensors][: len(hidden)]:
+        return tensors
+    return {**{name: tensors[name] for name in hidden}, **tensors}
 
 
 @torch.compiler.assume_constant_result

@@ -21,7 +21,7 @@ from .modules import Unit
 from .ports import FeederPort, Port, traced
 from .recipe import Recipe
 from .sites import Run, Site
-from .slots import Call, Slot, UnitCache
+from .slots import Call, Slot, UnitCache, form_of
 from .streams import Links, Passage, Visit, named_tensors, trace, version
 
 _UNIT_NAME = f"{HOOK_NAME}_unit"
@@ -52,6 +52,9 @@ class UnitSite(Site):
     Args:
         units: from :func:`diffcache.hooks.modules.find_units`.
         recipe: its predictor must be static: one set of coefficients serves all units.
+
+    Attributes:
+        settled: whether a pass has shown which inputs the blocks' results continue.
     """
 
     def __init__(self, units: Sequence[Unit], recipe: Recipe) -> None:
@@ -59,7 +62,7 @@ class UnitSite(Site):
         self.kinds = frozenset(unit.kind for unit in units)
         self.now: _Pass | None = None
         self._links = Links()
-        self._settled = False  # whether a pass has shown the links
+        self.settled = False
         self._latest: tuple[Slot, Visit] | None = None  # until then, the block called last
         self._hooks: list[_UnitHook] = []
         self._feeder_hooks: list[_FeederHook] = []
@@ -76,7 +79,7 @@ class UnitSite(Site):
 
     def compute(self, run: Run, cache: UnitCache, moment: Moment) -> Any:
         result = self._run(run, _Pass(cache, moment, None))
-        if not self._settled:
+        if not self.settled:
             self._settle(cache)
         elif self._form is not None and self._form not in self._seen and cache.spoilt is None:
             self._seen[self._form] = cache.passages()
@@ -86,7 +89,7 @@ class UnitSite(Site):
 
     def before(self, unit: Unit, streams: dict[str, Tensor]) -> None:
         """A unit's call begins."""
-        if unit.residual and not self._settled:
+        if unit.residual and not self.settled:
             self._links.arrive(unit.module, streams)
             self._amend()
 
@@ -96,7 +99,7 @@ class UnitSite(Site):
 
     def after(self, visit: Visit, slot: Slot) -> None:
         """A unit was called, and its results are stored."""
-        if visit.streams and not self._settled:
+        if visit.streams and not self.settled:
             self._links.leave(visit)
             self._latest = slot, visit
 
@@ -112,7 +115,7 @@ class UnitSite(Site):
     def _settle(self, cache: UnitCache) -> None:
         """After a first pass: what was stored by a guess that the links contradict is dropped."""
         self._amend()
-        self._settled = True
+        self.settled = True
         self._links.rest()
         modules = {unit.name: unit.module for unit in self.units}
         if any(self._links.told(modules[name], s.passage) != s.passage for (name, _), s in cache.slots.items()):
@@ -206,7 +209,7 @@ class _UnitHook(ModelHook):
         call = now.call(self.unit.name)
         slot = now.cache.slots.get(call)
         streams = named_tensors(module, args, kwargs) if self.unit.residual else {}
-        if slot is None or now.computes(self.unit) or not slot.fits(streams):
+        if now.computing is None or slot is None or now.computes(self.unit) or not slot.fits(streams):
             result = self._compute(now, call, slot, streams, args, kwargs)
         else:
             result = self._predict(now, slot, streams)
@@ -216,19 +219,15 @@ class _UnitHook(ModelHook):
     def _compute(
         self, now: _Pass, call: Call, slot: Slot | None, streams: dict[str, Tensor], args: Any, kwargs: Any
     ) -> Any:
-        if slot is not None and not streams:
-            result = self.fn_ref.original_forward(*args, **kwargs)
-            if slot.like(result):  # the usual case: there is nothing to find out about it
-                slot.push([result], slot.passage, now.moment)
-            else:
-                self._store(now, call, streams, result)
-            return result
-        before = {name: version(stream) for name, stream in streams.items()}
-        self.site.before(self.unit, streams)
+        before = list(map(version, streams.values()))
+        if streams:
+            self.site.before(self.unit, streams)
         result = self.fn_ref.original_forward(*args, **kwargs)
-        if any(version(stream) != before[name] for name, stream in streams.items()):
+        if before and list(map(version, streams.values())) != before:
             now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
-        self._store(now, call, streams, result)
+        # The usual case: there is nothing to find out about it.
+        if slot is None or not (self.site.settled or not streams) or not slot.take(streams, result, now.moment):
+            self._store(now, call, streams, result)
         return result
 
     def _store(self, now: _Pass, call: Call, streams: dict[str, Tensor], result: Any) -> None:
@@ -238,6 +237,7 @@ class _UnitHook(ModelHook):
         passage = self.site.passage(visit)
         with torch.no_grad():
             slot = now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
+        slot.form = form_of(streams, result)
         self.site.after(visit, slot)
 
     def _predict(self, now: _Pass, slot: Slot, streams: dict[str, Tensor]) -> Any:
