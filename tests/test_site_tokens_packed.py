@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffcache import UnsupportedModelError, accelerate_model, denoising
 from diffcache.kernels import checked, counting
@@ -47,17 +48,74 @@ def test_blocks_hand_the_stream_on(name):
     assert [lesson.chained for lesson in known.blocks.values()] == [True] * (len(known.blocks) - 1) + [False]
 
 
-def test_norms_and_sums_see_only_the_chosen_rows():
+def steps_of(model, steps=3, before=lambda step: None, still=False):
+    """Outputs of a tiny DiT; ``still``: on one input, at steps that a sampler tells."""
+    outputs, sampler = [], FlowMatchEulerDiscreteScheduler()
+    sampler.set_timesteps(steps)
+    sampler.set_begin_index(0)
+    with torch.no_grad(), denoising(model, steps, sampler if still else None):
+        for step, t in enumerate(sampler.timesteps):
+            before(step)
+            x = normal(1, 4, 8, 8, seed=0 if still else step), torch.tensor([900 - (0 if still else step)])
+            outputs.append(model(*x, class_labels=torch.tensor([3])).sample.clone())
+            if still:
+                sampler.step(torch.zeros(1), t, torch.zeros(1))
+    return outputs
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_norms_and_sums_see_only_the_chosen_rows(fuses):
+    """The block's own norms get a row for each gate, and two that tell shift and scale or all chosen rows."""
     model, seen = dit(), []
-    put_on(model, lambda offset, depth, kind: 0.25)
-    with torch.no_grad(), denoising(model, 3):
-        for step in range(3):
-            if step == 2:
-                for block in model.transformer_blocks:
-                    for norm in (block.norm1, block.norm3):
-                        norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
-            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
-    assert sorted(set(seen)) == [2, 4]  # one row for each gate, and 4 of 16 tokens
+    put_on(model, lambda offset, depth, kind: 0.5)
+
+    def before(step):
+        (known,) = [*site_of(model)._lessons.values()] or [None]
+        if step == 1 and not fuses:
+            for block in known.blocks.values():
+                block.sources, block.unfused = None, "for once"
+        if step == 2:
+            for block in model.transformer_blocks:
+                for norm in (block.norm1, block.norm3):
+                    norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+
+    steps_of(model, before=before)
+    assert sorted(set(seen)) == ([4] if fuses else [2, 8])  # of 16 tokens
+    slow = model.diffcache.stats().segments[0].slow_kernels
+    assert slow == ({} if fuses else {"gather_norm: for once": 4})  # two blocks, two steps
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_norms_of_every_family_are_the_kernels_own(name):
+    _, site = outputs_of(name, True, table(3))
+    assert site.unfused == {}
+    (known,) = site._lessons.values()
+    kinds = {source.kind for block in known.blocks.values() for of in block.sources.values() for source in of if source}
+    assert kinds & {"layer", "rms"}
+    eps = {s.eps for b in known.blocks.values() for of in b.sources.values() for s in of if s and s.kind == "layer"}
+    assert eps <= {1e-5, 1e-6}
+
+
+def test_a_norm_that_is_not_of_the_stream_stays_the_block_s_own():
+    model = dit()
+    for block in model.transformer_blocks:
+        block.norm3.register_forward_hook(lambda module, args, result: result.sin())
+    put_on(model, lambda offset, depth, kind: 0.5)
+    steps_of(model)
+    assert site_of(model).unpacked == {}
+    why = site_of(model).unfused
+    assert list(why) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert all("gets is no norm of the stream" in reason for reason in why.values())
+
+
+def test_fp64_is_left_to_the_block_s_own_norms():
+    model = dit().double()
+    put_on(model, lambda offset, depth, kind: 0.5)
+    with torch.no_grad(), denoising(model, 2):
+        for step in range(2):
+            x = normal(1, 4, 8, 8, seed=step).double(), torch.tensor([900 - step])
+            model(*x, class_labels=torch.tensor([3]))
+    assert "fp64" in site_of(model).unfused["transformer_blocks.0"]
 
 
 def test_a_stream_that_is_worked_on_between_blocks_is_put_together_there():
@@ -100,24 +158,24 @@ def test_a_model_that_breaks_the_chain_later_is_computed_in_full():
 
 
 def test_post_norms_go_module_by_module():
-    """A block that norms what it adds does more than adding up results."""
+    """A block that norms what it adds does more than adding up results; what trying it out left behind is renewed."""
 
     model = dit()
     for block in model.transformer_blocks:
         inner = block.forward
         block.forward = lambda *args, inner=inner, **kwargs: inner(*args, **kwargs).tanh()
-    put_on(model, lambda offset, depth, kind: 0.5)
-    with torch.no_grad(), denoising(model, 2):
-        for step in range(2):
-            model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
+    put_on(model, lambda offset, depth, kind: 0.25)
+    first, *others = steps_of(model, still=True)
+    assert model.diffcache.stats().segments[0].decisions == "Fpp"
     assert "more than adding up" in site_of(model).unpacked[""]
+    assert all(torch.equal(other, first) for other in others)
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_kernels_carry_a_step(monkeypatch):
-    """S once for each part of each block, P once for each self-attention, through the dispatch."""
+    """G where the stream enters, F from each module to the next one, S behind the last; P in each self-attention."""
     calls = []
     run_kernel = Kernel.__call__
     model = dit()
@@ -127,7 +185,8 @@ def test_the_kernels_carry_a_step(monkeypatch):
             if step == 2:
                 monkeypatch.setattr(Kernel, "__call__", lambda k, *a: (calls.append(k.name), run_kernel(k, *a))[1])
             model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
-    assert calls == ["project_epilogue", "scatter_update", "scatter_update"] * 2
+    between = ["project_epilogue", "scatter_gather_norm"]
+    assert calls == ["gather_norm", *between, "scatter_gather_norm", *between, "scatter_update"]
 
 
 def test_counting_within_counting_counts_for_both():

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .learning_passes import LearningPass
+from .lessons import BlockLesson
 from .outputs import Template, flatten
-from .packed import BlockLesson
 from .selection import Place, Unfit, marked, sized
 from .token_passes import UNREACHED, Call, Forward, Lesson
 

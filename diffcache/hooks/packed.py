@@ -11,83 +11,20 @@ returns ones in one row and zeros in the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import scatter_update
+from .lessons import BlockLesson
 from .outputs import Template, flatten
-from .selection import Place, Selection
+from .residual_stream import Stream, Update
+from .selection import Place
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
-
-
-@dataclass
-class BlockLesson:
-    """What was learned of one call of a block.
-
-    Attributes:
-        inputs: of each tensor among the arguments, where the tokens are in it; None where it has none.
-        stream: number of the argument that carries the tokens.
-        result: number of the result that carries them on.
-        units: calls of the units inside in order, with their depth, kind, and whether only another unit reads them.
-        chained: whether its result, the very tensor, is the stream of the next block.
-        whole: why it cannot run on some rows, or None.
-    """
-
-    inputs: list[Place | None] = field(default_factory=list)
-    stream: int = 0
-    result: int = 0
-    units: list[tuple[Call, int, str, bool]] = field(default_factory=list)
-    chained: bool = False
-    whole: str | None = None
-
-    def parts(self, lessons: Mapping[Call, Lesson]) -> list[tuple[Call, int]]:
-        """What is added to the stream, in order: results of units by call and number."""
-        return [
-            (call, number)
-            for call, _, _, feeds in self.units
-            if not feeds
-            for number, place in enumerate(lessons[call].results)
-            if place is not None
-        ]
 
 
 class Broken(Exception):
     """A model did not hand its stream from block to block as it did when it was learned."""
-
-
-class Stream:
-    """The hidden stream under way: complete for stale tokens, and the rows of those that are computed.
-
-    Args:
-        whole: ``[B, length, D]``, ours to write to.
-        place: where the tokens are in it.
-        selection: the tokens of the pass.
-    """
-
-    def __init__(self, whole: Tensor, place: Place, selection: Selection) -> None:
-        self.whole, self._place, self._selection = whole, place, selection
-        self.count = selection.tokens
-        self.rows = whole
-
-    def narrow(self, count: int) -> None:
-        """Go on with the first ``count`` tokens of the ranking."""
-        if count != self.count:
-            self.finish()
-            self.rows = self._selection.take(self.whole, self._place, count)
-            self.count = count
-
-    @property
-    def tokens(self) -> Tensor:
-        """The tokens' rows in the complete stream."""
-        return _tokens(self.whole, self._place, self._selection.tokens)
-
-    def finish(self) -> None:
-        """Write the computed rows to their places."""
-        if self.rows is not self.whole:
-            self._selection.put(self.whole, self._place, self.rows, self.count)
 
 
 class PackedPass(PartialPass):
@@ -103,7 +40,7 @@ class PackedPass(PartialPass):
         self.blocks, self._poison = blocks, poison
         self._alive: dict[Call, int] = {}
         self._stream: Stream | None = None
-        self._fresh: dict[tuple[Call, int], tuple[Tensor, int]] = {}
+        self._fresh: dict[tuple[Call, int], Tensor] = {}
         self._inside: Callable[..., Any] | None = None
 
     def block(self, call: Call, forward: Forward, args: Any, kwargs: Any) -> Any:
@@ -112,7 +49,25 @@ class PackedPass(PartialPass):
         if not 0 < alive < getattr(self.selection, "tokens", 0):
             return forward(*args, **kwargs)
         tensors, template = flatten((args, kwargs))
-        stream = self._enter(lesson, tensors[lesson.stream], alive)
+        stream = self._enter(lesson, tensors[lesson.stream])
+        parts, given = self._through(lesson, stream, alive, tensors, template, forward)
+        if not lesson.chained:
+            stream.finish()
+            self._stream = None
+        parts[lesson.result] = stream.whole
+        return given.rebuild(parts)
+
+    def _through(
+        self,
+        lesson: BlockLesson,
+        stream: Stream,
+        alive: int,
+        tensors: list[Tensor],
+        template: Template,
+        forward: Forward,
+    ) -> tuple[list[Tensor], Template]:
+        """The block on ``alive`` tokens, the stream behind it in ``stream``; the block's other results."""
+        self._narrow(lesson, stream, alive)
         gates = self._gates(lesson, tensors, template, forward)
         rows = [
             stream.rows if i == lesson.stream else t if place is None else self.selection.take(t, place, alive)
@@ -120,12 +75,8 @@ class PackedPass(PartialPass):
         ]
         parts, given = self._run(self._unit_on_rows, forward, template.rebuild(rows))
         stream.rows = parts[lesson.result]
-        self._advance(lesson, stream.tokens, gates)
-        if not lesson.chained:
-            stream.finish()
-            self._stream = None
-        parts[lesson.result] = stream.whole
-        return given.rebuild(parts)
+        self._advance(lesson, stream, gates)
+        return parts, given
 
     def end(self) -> None:
         """The pass is over.
@@ -149,16 +100,19 @@ class PackedPass(PartialPass):
     def _needed(self, lesson: BlockLesson) -> int:
         return max([1, *(self._count(name, layer, kind) for (name, _), layer, kind, _ in lesson.units)])
 
-    def _enter(self, lesson: BlockLesson, tensor: Tensor, alive: int) -> Stream:
+    def _enter(self, lesson: BlockLesson, tensor: Tensor) -> Stream:
         stream, place = self._stream, lesson.inputs[lesson.stream]
         if stream is not None and stream.whole is not tensor:
             self.end()
         if stream is None:
             stream = self._stream = Stream(_copied(tensor), place, self.selection)
+        return stream
+
+    def _narrow(self, lesson: BlockLesson, stream: Stream, alive: int) -> None:
         stream.narrow(alive)
         if self._poison:
+            place = lesson.inputs[lesson.stream]
             stream.whole.index_fill_(place.axis, self.selection.rows(alive, place.offset, place.length), torch.nan)
-        return stream
 
     def _run(self, unit: Callable[..., Any], forward: Forward, given: Any) -> tuple[list[Tensor], Template]:
         """The block's forward with another way to answer for its units."""
@@ -192,7 +146,7 @@ class PackedPass(PartialPass):
             if place is None:
                 held.results[number] = new
             elif count == alive:
-                self._fresh[call, number] = _tokens(new, place, count), count
+                self._fresh[call, number] = tokens_in(new, place, count)
                 self._put_text(held.results[number], new, place, count)
             else:
                 self.selection.put(held.results[number], place, new, count)
@@ -213,7 +167,10 @@ class PackedPass(PartialPass):
     def _put_text(self, target: Tensor, rows: Tensor, place: Place, count: int) -> None:
         """Rows of a joint result that are no tokens."""
         behind = place.length - place.offset - self.selection.tokens
-        for start, size, of in ((0, place.offset, 0), (place.length - behind, behind, place.offset + count)):
+        for start, size, of in (
+            (0, place.offset, 0),
+            (target.shape[place.axis] - behind, behind, place.offset + count),
+        ):
             if size:
                 target.narrow(place.axis, start, size).copy_(rows.narrow(place.axis, of, size))
 
@@ -223,18 +180,23 @@ class PackedPass(PartialPass):
         """The factor under which the block adds each part to the stream, ``[B, 1, D]`` each."""
         parts = lesson.parts(self.lessons)
         calls, size = self._calls.copy(), len(parts)
+        rows = self._few(lesson, tensors, size)
+
+        def answer(call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
+            return self._probe(call, parts, size)
+
+        results, _ = self._run(answer, forward, template.rebuild(rows))
+        self._calls = calls
+        return list(tokens_in(results[lesson.result], lesson.inputs[lesson.stream], size).split(1, dim=1))
+
+    def _few(self, lesson: BlockLesson, tensors: list[Tensor], size: int) -> list[Tensor]:
+        """A block's arguments with ``size`` times the first token in place of all tokens, whose stream is zero."""
         rows = [
             t if place is None else self._repeated(t, place, size)
             for t, place in zip(tensors, lesson.inputs, strict=True)
         ]
-        rows[lesson.stream] = tensors[lesson.stream].new_zeros(rows[lesson.stream].shape)
-
-        def answer(call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
-            return self._probe(call, parts)
-
-        results, _ = self._run(answer, forward, template.rebuild(rows))
-        self._calls = calls
-        return list(_tokens(results[lesson.result], lesson.inputs[lesson.stream], size).split(1, dim=1))
+        rows[lesson.stream].zero_()
+        return rows
 
     def _repeated(self, tensor: Tensor, place: Place, size: int) -> Tensor:
         """A tensor with ``size`` times its first token in place of all tokens."""
@@ -247,8 +209,9 @@ class PackedPass(PartialPass):
             parts.append(tensor.narrow(place.axis, end, place.length - end))
         return torch.cat(parts, place.axis)
 
-    def _probe(self, call: Call, parts: list[tuple[Call, int]]) -> Any:
-        held, lesson, size, answers = self.memories[call], self.lessons[call], len(parts), []
+    def _probe(self, call: Call, parts: list[tuple[Call, int]], size: int) -> Any:
+        """Ones in the row of each part, zeros in all other rows."""
+        held, lesson, answers = self.memories[call], self.lessons[call], []
         for number, (old, place) in enumerate(zip(held.results, lesson.results or [None] * len(held.results))):
             if place is not None:
                 old = old.new_zeros(_resized(old, place, place.length - self.selection.tokens + size))
@@ -257,19 +220,17 @@ class PackedPass(PartialPass):
             answers.append(old)
         return held.template.rebuild(answers)
 
-    def _advance(self, lesson: BlockLesson, stream: Tensor, gates: list[Tensor]) -> None:
+    def _advance(self, lesson: BlockLesson, stream: Stream, gates: list[Tensor]) -> None:
         """What was computed into the caches, and gate * cache onto the stream: kernel S once for each part."""
         for (call, number), gate in zip(lesson.parts(self.lessons), gates, strict=True):
             held, place = self.memories[call], self.lessons[call].results[number]
-            cache = _tokens(held.results[number], place, self.selection.tokens)
-            fresh, count = self._fresh.pop((call, number), (cache[:, :0], 0))
-            scatter_update(
-                stream, fresh, cache, self.selection.rows(count), gate, inverse=self.selection.inverse(count)
-            )
-            held.seal()
+            cache = tokens_in(held.results[number], place, self.selection.tokens)
+            stream.add(Update(held, cache, self._fresh.pop((call, number), cache[:, :0]), gate))
+        stream.flush()
 
 
-def _tokens(tensor: Tensor, place: Place, count: int) -> Tensor:
+def tokens_in(tensor: Tensor, place: Place, count: int) -> Tensor:
+    """The rows of ``count`` tokens among text."""
     return tensor.narrow(place.axis, place.offset, count)
 
 

@@ -41,7 +41,8 @@ class SegmentStats:
         heard: one entry a step: what the schedule compared with its ``threshold``, for the worst sample; None where it
             compared nothing. Empty for schedules that compare nothing.
         threshold: the schedule's, None where it has none or it is infinite.
-        slow_kernels: calls on a GPU that Triton did not take (``kernel: reason``) and torch's own operators answered.
+        slow_kernels: calls on a GPU that Triton did not take (``kernel: reason``) and torch's own operators answered;
+            ``gather_norm`` also on the CPU, for blocks of partial steps whose own norms it cannot stand for.
     """
 
     expert: str

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .again import close_to, compare
 from .block_lessons import BlockLearningPass, settle
+from .fused import FusedPass
+from .fused_lessons import FusedLearningPass
 from .learning_passes import ProvingPass
+from .lessons import BlockLesson
 from .modules import Unit
 from .outputs import tensors_in_order
-from .packed import BlockLesson, Broken, PackedPass
+from .packed import Broken
 from .selection import Selection, Unfit
 from .sites import Run
 from .token_passes import Call, FullPass, Lesson, Memory, TokenPass
@@ -55,10 +58,10 @@ class Known:
         count: Callable[[str, int, str], int],
         packs: bool = True,
         poison: bool = False,
-    ) -> PackedPass:
+    ) -> FusedPass:
         """A pass of some tokens; see :class:`.packed.PackedPass`."""
         blocks = self.blocks if packs else {}
-        return PackedPass(memories, self.units, self.start, select, count, blocks=blocks, poison=poison)
+        return FusedPass(memories, self.units, self.start, select, count, blocks=blocks, poison=poison)
 
 
 class Teacher:
@@ -105,18 +108,32 @@ class Teacher:
         return self._prove_blocks(Known(start, lessons, learning.blocks), stream, run, result, memories)
 
     def _prove_blocks(self, known: Known, stream: Tensor, run: Run, result: Any, memories: Memories) -> Known:
-        """Keep to packed rows if a pass of some tokens gives what the full pass gave."""
+        """Keep to packed rows if a pass of some tokens gives what the full pass gave; to fused norms likewise."""
         if all(block.whole for block in known.blocks.values()):
             return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
-        order, count = _trial(stream.shape[1], stream.device)
-        now = known.partial(memories, lambda stream: order, lambda *unit: count, poison=True)
+        tokens, _ = trial = _trial(stream.shape[1], stream.device)
+        self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
+        why = self._try(known, trial, run, result, memories)
+        if why is not None and any(block.sources for block in known.blocks.values()):
+            for block in known.blocks.values():
+                block.sources, block.unfused = None, block.unfused or f"with fused norms {why}"
+            why = self._try(known, trial, run, result, memories)
+        return known if why is None else replace(known, blocks={}, unpacked=why)
+
+    def _try(self, known: Known, trial: tuple[Selection, int], run: Run, result: Any, memories: Memories) -> str | None:
+        """Why a pass of some tokens does not give what the full pass gave; None if it does."""
+        order, count = trial
+        now, why = known.partial(memories, lambda stream: order, lambda *unit: count, poison=True), None
         try:
             found = self._within(now, run)
             now.end()
+            same = torch.stack(compare(tensors_in_order(result), tensors_in_order(found))).tolist()
+            why = None if all(same) else "its blocks do more than adding up results"
         except (Broken, Unfit, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            return replace(known, blocks={}, unpacked=str(error).splitlines()[0])
-        same = torch.stack(compare(tensors_in_order(result), tensors_in_order(found))).tolist()
-        return known if all(same) else replace(known, blocks={}, unpacked="its blocks do more than adding up results")
+            why = str(error).splitlines()[0]
+        if why is not None:  # it wrote into what is held
+            self._within(FullPass(memories, known.units, self._lists), run)
+        return why
 
     def _prove(
         self, memories: Memories, lessons: dict[Call, Lesson], start: nn.Module, stream: Tensor, run: Run

@@ -126,6 +126,7 @@ class TokenSite(Site):
                 result = self._within(now, run)
                 now.end()
             cache.slow.update(fallbacks)
+            cache.slow.update({("gather_norm", reason): count for reason, count in now.unfused.items()})
         except Broken as error:
             # What ran is not to be trusted: this step is computed in full, and the next ones module by module.
             self._lessons[form] = replace(known, blocks={}, unpacked=str(error))
@@ -188,6 +189,12 @@ class TokenSite(Site):
             found |= {"": known.unpacked} if known.unpacked else {}
             found |= {name: block.whole for (name, _), block in known.blocks.items() if block.whole}
         return found
+
+    @property
+    def unfused(self) -> dict[str, str]:
+        """Blocks on packed rows whose norms are their own, and why."""
+        blocks = (item for known in self._lessons.values() for item in known.blocks.items())
+        return {name: block.unfused for (name, _), block in blocks if block.unfused and not block.whole}
 
     # -- the rest of a site ----------------------------------------------------------------------------------------
 

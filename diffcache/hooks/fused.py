@@ -1,0 +1,241 @@
+"""Partial steps whose norms are kernels: the chosen rows are normed as they are taken out of the stream (kernel G), in
+one pass with what the module before added to it (F).
+
+Nothing of a block is rewritten for that. It runs on a few rows of its own choice: zeros, in which each module returns
+ones in one row, tell its gates; a row of zeros and a row of ones of both signs, which no norm changes but by its affine
+part, tell shift and scale of each norm. Its modules are then called with rows that the kernels made. Where modules
+also return text, the block runs once more, on one row and the real text, and its modules are called as it comes to
+them. That a block is of this form is found out by :mod:`.fused_lessons`; any other runs as in :mod:`.packed`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lessons import NORMS, BlockLesson, Source
+from .outputs import Template, flatten
+from .packed import PackedPass
+from .residual_stream import Stream, Update
+from .selection import Place
+from .token_passes import Call, Forward, Lesson, Memory, PartialPass
+
+#: rows behind those of the parts: zeros, and ones of both signs
+ZERO, SIGNS = 0, 1
+
+
+@dataclass
+class Look:
+    """What a block showed on a few rows.
+
+    Attributes:
+        given: its arguments.
+        gates: of each part by call and number of the result, ``[B, 1, D]``.
+        calls: its units' calls in order: what :meth:`.TokenPass.unit` gets.
+        results: what it returned, and how.
+    """
+
+    given: list[Tensor]
+    gates: dict[tuple[Call, int], Tensor]
+    calls: list[tuple[Any, ...]]
+    results: tuple[list[Tensor], Template]
+
+    def tensors_of(self, call: Call) -> list[Tensor]:
+        """Arguments of a unit."""
+        return next(flatten(tuple(asked[5:]))[0] for asked in self.calls if asked[0] == call)
+
+    def modulation(self, tensor: Tensor, place: Place, eps: float) -> tuple[Tensor, Tensor]:
+        """Scale and shift of the norm that made an argument, ``[B, 1, D]`` each, fp32."""
+        rows = tensor.narrow(place.axis, place.offset + len(self.gates), 2).float()
+        zero, ones = rows.split(1, dim=1)
+        scale = (ones - zero) * signs(ones) * (1.0 + eps) ** 0.5
+        return scale.sub_(1.0), zero
+
+
+def signs(like: Tensor) -> Tensor:
+    """``[D]``: 1, -1, 1, -1, ...; neither LayerNorm nor RMSNorm changes it but by ``eps``."""
+    values = torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)
+    values[1::2] = -1.0
+    return values
+
+
+@dataclass
+class Within:
+    """One run of a block on its way: what it was given, what it showed, and rows that were made for its units."""
+
+    lesson: BlockLesson
+    stream: Stream
+    tensors: list[Tensor]
+    look: Look
+    made: dict[int, tuple[Tensor, Tensor, int]]
+
+
+class FusedPass(PackedPass):
+    """A packed pass with kernels G and F where all norms of a block were learned.
+
+    Attributes:
+        unfused: how many blocks ran on packed rows without them, by reason.
+    """
+
+    def __init__(self, *args: Any, **packed: Any) -> None:
+        super().__init__(*args, **packed)
+        self.unfused: Counter[str] = Counter()
+
+    def _through(
+        self,
+        lesson: BlockLesson,
+        stream: Stream,
+        alive: int,
+        tensors: list[Tensor],
+        template: Template,
+        forward: Forward,
+    ) -> tuple[list[Tensor], Template]:
+        if lesson.sources is None:
+            self.unfused[lesson.unfused or "not learned"] += 1
+            return super()._through(lesson, stream, alive, tensors, template, forward)
+        before = self._calls.copy()
+        look = self._look(lesson, tensors, template, forward)
+        if stream.rows is not stream.whole:
+            stream.finish()
+        now = Within(lesson, stream, tensors, look, {})
+        if self._alone(lesson):
+            for asked in look.calls:
+                self._unit_fused(now, *asked)
+            return look.results
+        self._calls = before
+        rows, place = self._few(lesson, tensors, 1), lesson.inputs[lesson.stream]
+        self._put_text(rows[lesson.stream], tensors[lesson.stream], place, self.selection.tokens)
+        results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
+        if place.length > self.selection.tokens:
+            stream.flush()
+            self._put_text(stream.whole, results[lesson.result], place, 1)
+        return results, given
+
+    def _alone(self, lesson: BlockLesson) -> bool:
+        """Whether nothing but tokens comes out of the block's units, so that it need not be run to go on."""
+        found = (place for call, *_ in lesson.units for place in self.lessons[call].results or [None])
+        return not any(feeds for *_, feeds in lesson.units) and all(
+            place is not None and place.length == self.selection.tokens for place in found
+        )
+
+    def _look(
+        self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward, more: float = 0.0
+    ) -> Look:
+        """Run a block on rows that tell its gates and norms.
+
+        Args:
+            more: factor of one more row of ones of both signs; none without.
+        """
+        parts, place = lesson.parts(self.lessons), lesson.inputs[lesson.stream]
+        size = len(parts) + 2 + (more > 0.0)
+        given, calls = self._few(lesson, tensors, size), []
+        ones = given[lesson.stream].narrow(1, place.offset + len(parts) + SIGNS, 1)
+        ones.copy_(signs(ones))
+        if more:
+            given[lesson.stream].narrow(1, place.offset + size - 1, 1).copy_(signs(ones) * more)
+
+        def answer(call: Call, *asked: Any) -> Any:
+            calls.append((call, *asked))
+            return self._probe(call, parts, size)
+
+        results = self._run(answer, forward, template.rebuild(given))
+        gates = results[0][lesson.result].narrow(1, place.offset, len(parts)).split(1, dim=1)
+        return Look(given, dict(zip(parts, gates, strict=True)), calls, results)
+
+    # -- units -----------------------------------------------------------------------------------------------------
+
+    def _unit_fused(
+        self, now: Within, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
+        lesson, held = self.lessons[call], self.memories[call]
+        if lesson.whole is not None:  # no token reaches it
+            return PartialPass.unit(self, call, layer, kind, feeds, forward, args, kwargs)
+        count = self._count(call[0], layer, kind)
+        self._note(count, self.selection.tokens)
+        tensors, template = flatten((args, kwargs))
+        given = self._inputs(now, call, lesson, tensors, count)
+        fresh: dict[int, Tensor] = {}
+        if count > 0:
+            result = self._on_rows(lesson, held, count, forward, *template.rebuild(given))
+            if feeds:
+                return result
+            fresh = self._keep(lesson, held, flatten(result)[0], count)
+        if not feeds:
+            self._add(now, call, held, fresh)
+        return held.template.rebuild(self._stale(lesson, held, 1) if feeds else self._answer(lesson, held))
+
+    def _inputs(self, now: Within, call: Call, lesson: Lesson, tensors: list[Tensor], count: int) -> list[Tensor]:
+        """A unit's arguments with the rows of ``count`` tokens, made before the stream moves on."""
+        given = list(tensors)
+        sources = now.lesson.sources[call]
+        for index, (tensor, place, source) in enumerate(zip(tensors, lesson.inputs, sources, strict=True)):
+            if source is None or source.kind == "fed":
+                continue
+            if id(tensor) not in now.made:
+                most = max(self._count(name, layer, kind) for (name, _), layer, kind in source.readers)
+                if most == 0:
+                    continue
+                there = now.look.tensors_of(call)[index]
+                made = self._made(now, source, tensor, place, most, there)
+                now.made[id(tensor)] = tensor, made, most  # the tensor is held so that no other gets its number
+            _, made, most = now.made[id(tensor)]
+            given[index] = self.selection.take(made, place, count, most) if count else tensor
+        return given
+
+    def _made(self, now: Within, source: Source, tensor: Tensor, place: Place, count: int, there: Tensor) -> Tensor:
+        """The first ``count`` tokens' rows of an argument, among text that is real.
+
+        Args:
+            tensor: the argument as the block gave it.
+            there: and when it was looked at.
+        """
+        if source.kind == "argument":
+            return self.selection.take(now.tensors[source.number], now.lesson.inputs[source.number], count)
+        others = place.length - self.selection.tokens
+        rows = tensor.new_empty((tensor.shape[0], others + count, tensor.shape[2]))
+        if others:
+            self._put_text(rows, tensor, place, tensor.shape[1] - others)
+        out = rows.narrow(1, place.offset, count)
+        if source.kind in NORMS:
+            scale, shift = now.look.modulation(there, place, source.eps)
+            now.stream.normed(count, source.kind, source.eps, scale, shift, out)
+        else:
+            out.copy_(now.stream.take(count))
+        return rows
+
+    def _keep(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> dict[int, Tensor]:
+        """Hold what is no token of a unit's results; those of tokens by number."""
+        fresh = {}
+        for number, (place, new) in enumerate(zip(lesson.results, rows, strict=True)):
+            if place is None:
+                held.results[number] = new
+            else:
+                fresh[number] = new.narrow(place.axis, place.offset, count)
+                self._put_text(held.results[number], new, place, count)
+        held.seal()
+        return fresh
+
+    def _add(self, now: Within, call: Call, held: Memory, fresh: Mapping[int, Tensor]) -> None:
+        for number, place in enumerate(self.lessons[call].results):
+            if place is not None:
+                cache = held.results[number].narrow(place.axis, place.offset, self.selection.tokens)
+                rows = fresh.get(number, cache[:, :0])
+                now.stream.add(Update(held, cache, rows, now.look.gates[call, number]))
+
+    def _answer(self, lesson: Lesson, held: Memory) -> list[Tensor]:
+        """A unit's results for one token, zero, and the text."""
+        answers = []
+        for place, old in zip(lesson.results, held.results, strict=True):
+            if place is not None:
+                size = place.length - self.selection.tokens + 1
+                rows = old.new_zeros([size if axis == place.axis else n for axis, n in enumerate(old.shape)])
+                self._put_text(rows, old, place, self.selection.tokens)
+                old = rows
+            answers.append(old)
+        return answers
