@@ -28,7 +28,7 @@ EPILOG = (
     "  diffcache sample --model tiny-wan --method magcache --schedule tiny-wan.safetensors --compare\n\n"
     "  diffcache calibrate --model tiny-wan --method auto --steps 30 --out auto.safetensors\n\n"
     "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors\n\n"
-    "  diffcache calibrate --model tiny-dit --method diffsparse --set budget=0.4 --out sparse.safetensors\n\n"
+    "  diffcache calibrate --model tiny-dit --method diffsparse --budget 2x --out sparse.safetensors\n\n"
     "  diffcache calibrate --model tiny-llada --method flashblock --out heads.safetensors"
 )
 
@@ -51,6 +51,14 @@ def calibrate(
     degree: Annotated[
         int | None, typer.Option(help="teacache: highest degree of the polynomial.", show_default="4")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="diffsparse: a share of the tokens (0.5), or measured here: a speed-up (2x) or the denoiser's time "
+            "(350ms).",
+            show_default="0.5",
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Run a model densely and measure what a method needs to know about it.
@@ -58,9 +66,9 @@ def calibrate(
     magcache: how the size of the residual over all blocks changes at each step. teacache: a polynomial from the
     change of the first block's modulated input to that of the output, with how well it fits. auto: what spans of
     predicted steps do to the result, and from it plans for a range of speed-ups (--set speedups=[2,3,4]). diffsparse:
-    which steps are computed, and which share of its tokens every module computes at each (--set budget=0.5: of the
-    dense work). flashblock: which heads of a language model compute attention outside the block at which step; --seeds
-    are then numbers of held-out problems (or --prompt), --steps those of a block that are told apart.
+    which steps are computed, and which share of its tokens every module computes at each (--budget 2x: in half of the
+    measured time). flashblock: which heads of a language model compute attention outside the block at which step;
+    --seeds are then numbers of held-out problems (or --prompt), --steps those of a block that are told apart.
 
     The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
     that was interrupted goes on where it was when the same command is given again.
@@ -84,6 +92,7 @@ def calibrate(
     from .media.session import calls_of, open_session, read_fields
 
     options = {} if degree is None else {"degree": degree}
+    options |= {} if budget is None else read_fields([f"budget={budget}"])
     calibrator = make_calibrator(method, **options, **read_fields(settings or []))
     wanted = wanted or read_seeds(calibrator.seeds)
     session = open_session(model, method, [], request, asked.dtype, asked.device)

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffcache import (
     ConfigError,
@@ -19,13 +20,20 @@ from diffcache import (
     restore,
 )
 from diffcache.hooks.blend import BlendPass
+from diffcache.hooks.cache import Moment
+from diffcache.hooks.grid import Grid
+from diffcache.hooks.outlook import prepare
 from diffcache.hooks.selection import Selection
+from diffcache.hooks.sparse import SparseForecast
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
+from diffcache.learn.latency import DENOISER, Stopwatch, measure_work, timed_run
 from diffcache.learn.measuring import Reporter
 from diffcache.learn.probing import AGES, probe_cells
 from diffcache.learn.skeleton import candidates, gap_errors, improve
 from diffcache.learn.trials import Trial, Trials
-from diffcache.learn.work import Work
+from diffcache.learn.work import Budget, Work
+from diffcache.methods.sparse import sparse_recipe
+from diffcache.predictors import TokenLayout
 from diffcache.schedules.placing import place
 from diffcache.schedules.selectors import Selector
 from diffcache.schedules.sparsity import KeepTable, Tabled, count_tokens
@@ -119,6 +127,33 @@ def test_a_partial_step_moves_the_forecast_that_follows():
     without[3:] = part[4:] = 0.0
     part[3, 0] = 0.0
     assert trials.loss(part, [0]) < trials.loss(without, [0])
+
+
+@pytest.mark.parametrize("last", ["partial", "full"])
+def test_each_token_is_forecast_through_its_own_last_two_computed_values(last):
+    """Tokens are computed at times of their own; what was predicted meanwhile is far off and leaves no trace."""
+    tokens, times = 6, [0, 1, 2, 4, 5, 7]
+    truth = torch.randn(len(times), 1, 3, tokens, 1, generator=torch.Generator().manual_seed(0))
+    seen = [[True] * 6, [True] * 6, [1, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 1]]
+    seen = torch.tensor(seen, dtype=torch.bool)
+    cache = SparseForecast(sparse_recipe(Trial(), "output", Selector()))
+    cache.grid, cache.layouts = Grid(1, (1, 1)), [TokenLayout(1)]
+    for number, time in enumerate(times):
+        moment = Moment(step=time, time=float(time), ahead=(time + 1.0,))
+        if number < 2 or (last == "full" and number == 5):
+            seen[number] = True
+            cache.record([truth[number]], moment)
+            prepare([cache])
+        else:
+            (guess,) = cache.predict(moment)
+            merged = cache.merged(guess, truth[number], seen[number])
+            cache.amend(guess, merged, seen[number], moment)
+    (found,) = cache.predict(Moment(step=9, time=9.0, ahead=(9.0,)))
+    for token in range(tokens):
+        before, newest = [number for number in range(len(times)) if seen[number, token]][-2:]
+        slope = (truth[newest] - truth[before]) / (times[newest] - times[before])
+        wanted = truth[newest] + (9 - times[newest]) * slope
+        torch.testing.assert_close(found[..., token, :], wanted[..., token, :])
 
 
 def test_full_and_idle_steps_alone_hold_nothing_inside_the_denoiser(dits):
@@ -374,6 +409,8 @@ def test_an_interrupted_calibration_goes_on_from_where_it_was(tmp_path):
         (2, {}, "seeds: 2 given, must be at least 3"),
         (3, {"budget": 0.1}, r"budget: 0.1 is infeasible, must be in \[0.333, 1\] of the dense work"),
         (3, {"budget": 2}, r"budget: 2 is out of range, must be a share of the dense work in \(0, 1\]"),
+        (3, {"budget": "2"}, r"budget: '2' is not right, must be a share \(0.5\), a speed-up \(2x\) or a time"),
+        (3, {"budget": "0.5x"}, "budget: 0.5x is out of range, must be at least 1x"),
         (3, {"site": "block"}, "site: unknown value 'block'"),
         (3, {"probes": -1}, "probes: -1 is out of range"),
     ],
@@ -384,7 +421,57 @@ def test_bad_input_is_told_what_would_be_right(seeds, settings, message):
         calibrate(dit_pipeline(), "diffsparse", runs, **settings)
 
 
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
 def test_work_is_that_of_the_cells():
     work = Work(LEVELS, np.array([[0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 1.0, 1.5, 2.0]]), 1.0, "ms")
     assert work.step == 7.0
     assert work.of([[1.0, 1.0], [0.0, 0.0], [0.5, 0.0]]) == 7.0 + 1.0 + 2.0
+
+
+class Flops(Stopwatch):
+    """Moments in floating-point operations, which do not depend on what else the machine does."""
+
+    def __init__(self, counter):
+        self.counter = counter
+
+    def now(self):
+        return self.counter.get_total_flops()
+
+    def between(self, begin, end):
+        return float(end - begin)
+
+
+@pytest.mark.parametrize("site", ["output", "token"])
+def test_measured_work_is_what_a_table_then_takes(site):
+    trials = trials_of(dit_pipeline().transformer, gentle, 1, site)
+    keep = drawn(trials, 3)
+    with FlopCounterMode(display=False) as counter:
+        work = measure_work(trials, LEVELS, Flops(counter))
+        times = timed_run(trials, trials.trial(keep), "table", Flops(counter))
+    found = sum(spent for (step, name), spent in times.items() if step > 0 and name == DENOISER)
+    feeding = work.weight[1]  # of the first feed-forward: rows alone count
+    assert feeding == pytest.approx(feeding[-1] * np.array(LEVELS), rel=0.02)
+    assert work.dense <= work.step
+    assert work.of(keep) - work.step == pytest.approx(found, rel=0.1)
+
+
+def test_a_budget_in_time_is_kept_and_an_infeasible_one_is_told_the_range():
+    work = Work(LEVELS, np.outer([4.0, 2.0], LEVELS), 1.0, "ms", idle=0.5, bare=6.5)
+    counts = {text: work.full_steps(Budget.read(text), 10, 1) for text in ("2x", "32.5ms", "1x")}
+    assert counts == {"2x": 4, "32.5ms": 4, "1x": 10}
+    assert work.of(np.repeat([[1.0], [0.0]], [4, 6], 0).repeat(2, 1)) == 4 * 6.5 + 6 * 0.5
+    for text, known in (("9x", r"\[1x, 3.82x\], which is \[17ms, 65ms\]"), ("3ms", r"\[17ms, 65ms\], which is")):
+        with pytest.raises(ConfigError, match=f"budget: {text} is infeasible, must be in {known}"):
+            work.full_steps(Budget.read(text), 10, 1)
+
+
+def test_a_calibration_in_measured_time_tells_what_it_spends():
+    runs = [lambda m, s=seed: gentle(m, STEPS, s) for seed in range(3)]
+    known = calibrate(dit_pipeline().transformer, "diffsparse", runs, evaluations=0, probes=1, budget="1.5x")
+    (expert,) = known.experts.values()
+    assert expert.numbers["latency_us"].shape == (len(expert.facts["sublayers"]), len(LEVELS))
+    budget = expert.facts["budget"]
+    assert budget["spent"] <= budget["value"] * budget["dense"] * (1 + 1e-9)
+    assert dict(describe(known))["work"].endswith("ms (cpu), 1.5x asked for")

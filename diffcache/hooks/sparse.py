@@ -1,13 +1,13 @@
 """Site ``output`` under a learned table: full steps, steps at which some cells are computed, and idle ones (ours).
 
 What a partial step computes joins the history of the forecast, token by token: the others are stored as they were
-predicted, so that under a linear forecast each token keeps the slope of the last two times that it was computed itself.
+predicted, and under a linear forecast each token keeps the slope of the last two times that it was computed itself.
 At a step of which nothing is computed the denoiser is not called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,18 +26,64 @@ from .sites import OutputSite, Run
 
 
 class SparseForecast(PartialForecast):
-    """A forecast that learns from partial steps."""
+    """A forecast that learns from partial steps. Memory: that of partial steps, and 4 bytes a token."""
+
+    def forget(self) -> None:
+        super().forget()
+        self.when: Tensor | None = None  # each token was computed last; None: all in the newest stored step
+
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        yield from () if self.when is None else (self.when,)
 
     def holdings(self) -> Iterator[Holding]:
         yield from Forecast.holdings(self)  # no corrections: what is computed is in the history
         yield from self.tokens.holdings()
+        if self.histories and self.tokens.age is not None:
+            yield Holding.scalars(len(self.tokens.age), self.histories[0].home.device)
 
-    def amend(self, value: Tensor, moment: Moment) -> None:
-        """Store the output of a step that was computed in part."""
+    def record(self, values: Sequence[Tensor], moment: Moment, given: bool = False) -> None:
+        if self.when is not None:
+            self._straighten(self.predict(moment)[0], values[0], moment)
+            self.when = None
+        super().record(values, moment, given)
+
+    def amend(self, guess: Tensor, value: Tensor, computed: Tensor, moment: Moment) -> None:
+        """Store the output of a step that was computed in part.
+
+        Args:
+            guess: what was predicted for it.
+            value: the same with the tokens that were computed.
+            computed: which these are, ``[tokens]``.
+            moment: the step.
+        """
         (history,) = self.histories
+        if self.when is None:
+            self.when = torch.full(computed.shape, history.times[0], device=computed.device)
+        self._straighten(guess, value, moment)
         history.push(value, moment.time)
+        self.when.masked_fill_(computed, moment.time)
         self.steps = [moment.step, *self.steps][: self.recipe.predictor.depth]
         self.fits = [self.recipe.predictor.fit_at(history.gaps)]
+
+    def merged(self, guess: Tensor, part: Tensor, computed: Tensor) -> Tensor:
+        """The computed tokens among the predicted ones."""
+        merged = guess.clone()
+        into, where = self.grid.spread(computed, merged)
+        into.copy_(torch.where(where, self.grid.spread(computed, part)[0], into))
+        return merged
+
+    def _straighten(self, guess: Tensor, value: Tensor, moment: Moment) -> None:
+        """Move the newest stored value of each token onto the line between the last two that were computed.
+
+        Of a token that was predicted meanwhile, the miss has grown since it was computed last. Taken for what it moved
+        since the stored step, it would make slopes swing up.
+        """
+        (history,) = self.histories
+        stored, gap = history.values[0], moment.time - history.times[0]
+        view, share = self.grid.spread(1.0 - gap / (moment.time - self.when), stored)
+        miss, _ = self.grid.spread(share, value - guess)
+        view.add_(miss.mul_(share.to(miss.dtype)))
 
 
 class SparseSite(PartialOutputSite):
@@ -62,18 +108,12 @@ class SparseSite(PartialOutputSite):
                 return cache.template.rebuild([guess])
             result, chosen = self.tokens.recompute(run, cache.tokens, moment)
             (part,) = tensors_in_order(result)
-            merged = part if len(chosen) == len(cache.tokens.age) else self._merged(cache, guess, part, chosen)
-            cache.amend(merged, moment)
+            computed = torch.zeros(len(cache.tokens.age), dtype=torch.bool, device=guess.device)
+            computed.index_fill_(0, chosen, True)
+            merged = cache.merged(guess, part, computed)
+            cache.amend(guess, merged, computed, moment)
             cache.pending = FiniteOutlook(cache, merged, 0)
             return cache.template.rebuild([merged])
-
-    def _merged(self, cache: SparseForecast, guess: Tensor, part: Tensor, chosen: Tensor) -> Tensor:
-        """The computed tokens among the predicted ones."""
-        mask = torch.zeros(len(cache.tokens.age), dtype=torch.bool, device=guess.device).index_fill_(0, chosen, True)
-        seen, where = cache.grid.spread(mask, part)
-        into, _ = cache.grid.spread(mask, guess)
-        into.copy_(torch.where(where, seen, into))
-        return guess
 
 
 def sparse_site(model: nn.Module, anatomy: Anatomy, units: list[Unit], recipe: Recipe) -> OutputSite:

@@ -49,6 +49,7 @@ class Course:
         folded: whether a call's batch is the same noise twice.
         timesteps: of the trajectory, empty where no sampler told them.
         sampler: its class name.
+        device: name of what computes.
         finals: the sample that each run ended with.
         outputs: of each run, what the sampler was given at each step, fp32; empty where no sampler was seen.
     """
@@ -57,6 +58,7 @@ class Course:
     folded: bool = False
     timesteps: tuple[float, ...] = ()
     sampler: str | None = None
+    device: str = ""
     finals: list[Tensor] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
 

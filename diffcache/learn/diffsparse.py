@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +21,14 @@ from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .course import Course, Table
 from .effects import inner_products, measure_effects
 from .kept import Kept
+from .latency import in_microseconds, measure_work
 from .losses import LOSSES
 from .measuring import Reporter
 from .merging import merge, more_steps
 from .probing import probe_cells
 from .skeleton import Steps, candidates, improve
 from .trials import Trials
-from .work import Work
+from .work import Budget, Work
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HELD_OUT = 1 / 3
@@ -40,7 +41,8 @@ class SparsityCalibrator(Calibrator):
     """The learned table of DiffSparse (arXiv 2604.03674): prompts or class ids are all it needs.
 
     Args:
-        budget: work of a trajectory as a share of the dense one, in (0, 1].
+        budget: of a trajectory: a share of the dense tokens in (0, 1], or measured on this machine: a speed-up (``2x``)
+            or the denoiser's time (``350ms``). See :class:`~diffcache.learn.work.Budget`.
         site: what stands in for what is not computed: ``output``, the forecast of the output (ours); ``token``, the
             last results of each module (the paper's).
         loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.losses.measure`.
@@ -53,7 +55,7 @@ class SparsityCalibrator(Calibrator):
     measures: ClassVar[str] = "which steps are computed, and which share of its tokens every module computes at each"
     seeds: ClassVar[str] = "0,1,2,3,4,5"
 
-    budget: float = 0.5
+    budget: float | str = 0.5
     site: str = "output"
     loss: str = "latent"
     evaluations: int = 40
@@ -62,8 +64,7 @@ class SparsityCalibrator(Calibrator):
     oldest: int = 8
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not 0 < self.budget <= 1:
-            raise ConfigError(f"budget: {self.budget!r} is out of range, must be a share of the dense work in (0, 1]")
+        Budget.read(self.budget)
         check_choice("site", self.site, list(ORDERS))
         check_choice("loss", self.loss, LOSSES)
         for name in ("evaluations", "probes"):
@@ -88,7 +89,7 @@ class SparsityCalibrator(Calibrator):
         full, idle = int((keep.amin(1) >= 1).sum()), int((keep.amax(1) <= 0).sum())
         return [
             ("steps", f"{full} full, {len(keep) - full - idle} partial, {idle} idle"),
-            ("work", f"{q['work']:.1%} of dense, {expert.facts['budget']['value']:.1%} asked for"),
+            ("work", _told(q["work"], expert.facts["budget"])),
             ("loss", f"{q['held_out']:.3g} on held-out seeds; {q['searched']:.3g} on those searched"),
             ("chosen", expert.facts["calibration"]["chosen"]),
         ]
@@ -106,11 +107,17 @@ class Learner:
         held = max(round(count * _HELD_OUT), 1)
         self.searched, self.held_out = range(count - held), range(count - held, count)
         self.course = self.trials.course
-        self.work = Work.in_tokens(LEVELS, len(self.course.units))
+        self.budget = Budget.read(self.options.budget)
         self.tables: dict[str, Table] = {}
 
     def learn(self) -> Calibration:
-        count = self.work.full_steps(self.options.budget, self.course.steps, len(self.course.starts))
+        course = self.course
+        if self.budget.unit == "ms":
+            self.work = measure_work(self.trials, LEVELS)
+        else:
+            self.work = Work.in_tokens(LEVELS, len(course.units))
+        count = self.work.full_steps(self.budget, course.steps, len(course.starts))
+        self.room = self.budget.of(course.steps * self.work.dense)
         best = self._skeleton(count)
         if self.options.probes:
             self._cells(best)
@@ -147,14 +154,17 @@ class Learner:
     def _cells(self, former: Steps) -> None:
         """Tables with more steps than are paid in full; some of them give up the cells that cost least."""
         course, work = self.course, self.work
-        budget = self.options.budget * course.steps * work.step
         table = probe_cells(self.trials, self.effects, self.options.probes, self.searched[:2], work.levels)
-        self.tables[ONE_SHOT] = merge(table, work, tuple(range(course.steps)), (), course.starts, budget, 0.0)
+        every = tuple(range(course.steps))
+        if work.pays(self.room, course.steps, len(every), len(course.starts)):
+            self.tables[ONE_SHOT] = merge(table, work, every, (), course.starts, self.room, 0.0)
         for count in more_steps(len(former), course.steps):
+            if not work.pays(self.room, course.steps, count, len(course.starts)):
+                continue
             active = self._with_more(former, count)
             for bonus in (0.0, 1.0):
                 name = f"{count} steps, bonus {bonus:g}"
-                keep = merge(table, work, active, former, course.starts, budget, bonus)
+                keep = merge(table, work, active, former, course.starts, self.room, bonus)
                 self.trials.loss(keep, self.searched, name)
                 self.tables[name] = keep
 
@@ -176,7 +186,7 @@ class Learner:
     def _result(self, name: str) -> Calibration:
         keep, course, trials = self.tables[name], self.course, self.trials
         quality = {
-            "work": self.work.of(keep) / (course.steps * self.work.step),
+            "work": self.work.of(keep) / (course.steps * self.work.dense),
             "searched": trials.loss(keep, self.searched),
             "held_out": trials.loss(keep, self.held_out),
         }
@@ -188,7 +198,7 @@ class Learner:
             "score": {"score": "input", "age_weight": options.age_weight, "oldest": options.oldest},
             "levels": list(LEVELS),
             "losses": {n: trials.loss(t, self.held_out) for n, t in self.tables.items()},
-            "budget": {"unit": self.work.unit, "value": options.budget},
+            "budget": self._spent(keep),
             "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name},
         }
         experts = {}
@@ -196,12 +206,29 @@ class Learner:
             rows = slice(part.start, part.start + part.steps)
             timesteps = list(course.timesteps[rows])
             numbers = {"keep": torch.from_numpy(keep[rows].copy())}
+            if self.work.unit == "ms":
+                numbers["latency_us"] = in_microseconds(self.work.weight)
             if ONE_SHOT in self.tables:
                 numbers["one_shot"] = torch.from_numpy(self.tables[ONE_SHOT][rows].copy())
             experts[part.name] = Expert(
                 part.identity, part.steps, part.branches, numbers, quality, "", {**facts, "timesteps": timesteps}
             )
         return Calibration("diffsparse", course.sampler, course.steps, len(trials.calls), experts)
+
+    def _spent(self, keep: Table) -> dict[str, Any]:
+        """The budget, and what was made of it."""
+        dense = self.course.steps * self.work.dense
+        facts = {"unit": self.work.unit, "asked": self.budget.text, "value": self.room / dense}
+        if self.work.unit == "ms":
+            facts |= {"dense": dense, "spent": self.work.of(keep), "device": self.course.device}
+        return facts
+
+
+def _told(work: float, budget: Mapping[str, Any]) -> str:
+    """Work and budget in words."""
+    if budget["unit"] == "tokens":
+        return f"{work:.1%} of dense, {budget['value']:.1%} asked for"
+    return f"{budget['spent']:.4g} of {budget['dense']:.4g} ms ({budget['device']}), {budget['asked']} asked for"
 
 
 def _identity(course: Course) -> list[Any]:

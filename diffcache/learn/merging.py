@@ -40,7 +40,7 @@ def merge(
             cost[row, ..., -1] -= bonus * spread
         if step in forced:
             cost[row, ..., :-1] = np.inf
-    levels = solve_with_ages(cost, work.weight, budget - work.base * len(active))
+    levels = solve_with_ages(cost, work.weight, work.room(budget, len(table), len(active)))
     keep = np.zeros(table.shape[:2])
     keep[list(active)] = np.array(work.levels)[levels]
     return keep

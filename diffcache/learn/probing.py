@@ -29,7 +29,6 @@ from ..hooks.token_cache import TokenCache
 from ..hooks.tokens import TokenSite
 from ..pipeline import accelerated, handle_of
 from ..schedules.sparsity import count_tokens
-from .calibrator import run
 from .measuring import Listening
 from .trials import Trials
 
@@ -146,7 +145,7 @@ def _probed(trials: Trials, probes: int, number: int, levels: Sequence[float]) -
             units = find_units(model, "module", unit_kinds("module"))
             hook.site = sites[name] = ProbeSite(model, units, trials.recipe(), probes, levels)
             hook.site.install(model)
-        run(trials.pipe, trials.calls[number])
+        trials.run(number)
     for part in course.parts:
         site = sites[part.name]
         for step, costs in site.costs.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from ..errors import ConfigError, NothingSkippedWarning
 from ..hooks.recipe import Recipe
@@ -84,7 +85,7 @@ class Trials:
                 parts = parts_of(self.pipe)
                 if course.parts and parts != course.parts:
                     raise ConfigError("calls: the runs differ in their steps or conditionings, must be alike")
-                course.parts, course.folded = parts, any(noticed)
+                course.parts, course.folded, course.device = parts, any(noticed), _device(self.pipe)
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is not None:
             course.sampler = type(scheduler).__name__
@@ -96,6 +97,16 @@ class Trials:
     def recipe(self) -> Recipe:
         """Of site ``token``, without a table: computes every step."""
         return sparse_recipe(Trial(selector=self.selector), "token", self.selector)
+
+    def trial(self, keep: Table) -> Trial:
+        """The method under a table of the whole trajectory, ``[steps, units]``."""
+        return Trial(site=self.site, selector=self.selector, tables=self.course.tables(keep))
+
+    def run(self, seed: int) -> Any:
+        """Sample under the method that is on; what the run returns."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)
+            return run(self.pipe, self.calls[seed])
 
     # -- under a table ---------------------------------------------------------------------------------------------
 
@@ -110,13 +121,11 @@ class Trials:
         return math.exp(sum(math.log(max(v, _LEAST)) for v in self.losses(keep, seeds, label)) / len(seeds))
 
     def _loss_of(self, keep: Table, seed: int, label: str) -> float:
-        config = Trial(site=self.site, selector=self.selector, tables=self.course.tables(keep))
         self.count += 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingSkippedWarning)
-            with accelerated(self.pipe, config), sampled(self.pipe) as seen, self.counted(f"{label} {self.count}"):
-                result = run(self.pipe, self.calls[seed])
-                return measure(self._loss, final(result, seen), result, self.course.finals[seed], self._pictures[seed])
+        with accelerated(self.pipe, self.trial(keep)), sampled(self.pipe) as seen:
+            with self.counted(f"{label} {self.count}"):
+                result = self.run(seed)
+            return measure(self._loss, final(result, seen), result, self.course.finals[seed], self._pictures[seed])
 
     @contextmanager
     def counted(self, label: str) -> Iterator[None]:
@@ -131,3 +140,10 @@ class Trials:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _device(pipe: Any) -> str:
+    """The name of what computes."""
+    model, _ = next(iter(handle_of(pipe).hooks.values()))
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,7 +1,8 @@
-"""What a table costs to run: in tokens or in measured milliseconds."""
+"""What a table costs to run, in tokens or in measured milliseconds, and what may be spent."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,62 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 
 Floats = NDArray[np.float64]
+_MEASURED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a trajectory may cost.
+
+    Attributes:
+        text: as it was given.
+        unit: ``tokens`` or ``ms``.
+        share: of the dense work; None where milliseconds are given.
+        milliseconds: of the denoiser; None where a share is given.
+    """
+
+    text: str
+    unit: str
+    share: float | None = None
+    milliseconds: float | None = None
+
+    @classmethod
+    def read(cls, value: Any) -> Budget:
+        """``0.5``: half of the tokens; ``2x``: half of the measured time; ``350ms``: so much of the denoiser's time.
+
+        Raises:
+            ConfigError: none of these, or out of range.
+        """
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not 0 < value <= 1:
+                raise ConfigError(f"budget: {value!r} is out of range, must be a share of the dense work in (0, 1]")
+            return cls(f"{value:g}", "tokens", share=float(value))
+        found = _MEASURED.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            raise ConfigError(
+                f"budget: {value!r} is not right, must be a share (0.5), a speed-up (2x) or a time (350ms)"
+            )
+        number, unit = float(found[1]), found[2]
+        if number < 1.0 and unit == "x":
+            raise ConfigError(f"budget: {value} is out of range, must be at least 1x")
+        if unit == "x":
+            return cls(f"{number:g}x", "ms", share=1.0 / number)
+        return cls(f"{number:g}ms", "ms", milliseconds=number)
+
+    def of(self, dense: float) -> float:
+        """The same in the unit of a dense trajectory's work."""
+        return self.milliseconds if self.share is None else self.share * dense
+
+    def infeasible(self, low: float, dense: float) -> ConfigError:
+        """What to say where no table keeps it; the feasible range is ``[low, dense]``."""
+        if self.unit == "tokens":
+            return ConfigError(
+                f"budget: {self.text} is infeasible, must be in [{low / dense:.3g}, 1] of the dense work"
+            )
+        time = f"[{low:.4g}ms, {dense:.4g}ms]"
+        speed = f"[1x, {dense / low:.3g}x]"
+        first, second = (time, speed) if self.share is None else (speed, time)
+        return ConfigError(f"budget: {self.text} is infeasible, must be in {first}, which is {second}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +78,8 @@ class Work:
         levels: shares of the tokens, ascending, the first 0 and the last 1.
         weight: ``[units, levels]``, of a unit at each level.
         base: of a step at which anything is computed, besides its units.
+        idle: of a step at which nothing is.
+        bare: of a full step where no step is partial, so that nothing inside the denoiser is held; None: as any other.
         unit: ``tokens`` or ``ms``.
     """
 
@@ -28,6 +87,8 @@ class Work:
     weight: Floats
     base: float
     unit: str
+    idle: float = 0.0
+    bare: float | None = None
 
     @classmethod
     def in_tokens(cls, levels: tuple[float, ...], units: int) -> Work:
@@ -39,22 +100,40 @@ class Work:
         """Of a full step."""
         return float(self.base + self.weight[:, -1].sum())
 
+    @property
+    def dense(self) -> float:
+        """Of a step of the bare model."""
+        return self.step if self.bare is None else self.bare
+
     def of(self, keep: Any) -> float:
         """Of a table of shares, ``[steps, units]``."""
         keep = np.asarray(keep)
-        active = (keep > 0).any(1).sum()
-        cells = [np.interp(keep[:, unit], self.levels, row).sum() for unit, row in enumerate(self.weight)]
-        return float(active * self.base + sum(cells))
+        active = int((keep > 0).any(1).sum())
+        rest = (len(keep) - active) * self.idle
+        if active == int((keep >= 1).all(1).sum()):
+            return active * self.dense + rest
+        cells = [
+            np.interp(keep[:, unit], self.levels, row)[(keep > 0).any(1)].sum() for unit, row in enumerate(self.weight)
+        ]
+        return float(active * self.base + sum(cells) + rest)
 
-    def full_steps(self, budget: float, steps: int, forced: int) -> int:
-        """How many full steps a budget pays, as a share of the dense trajectory.
+    def room(self, budget: float, steps: int, active: int) -> float:
+        """What a budget leaves for the cells of ``active`` of the steps."""
+        return budget - active * self.base - (steps - active) * self.idle
+
+    def pays(self, budget: float, steps: int, active: int, forced: int) -> bool:
+        """Whether so many steps can be active, ``forced`` of them in full and the others with the lowest levels."""
+        least = forced * self.weight[:, -1].sum() + (active - forced) * self.weight[:, 0].sum()
+        return bool(least <= self.room(budget, steps, active))
+
+    def full_steps(self, budget: Budget, steps: int, forced: int) -> int:
+        """How many full steps a budget pays, where the others are idle.
 
         Raises:
-            ConfigError: not even the steps that are always computed; the message gives the feasible range.
+            ConfigError: not even one besides those that are always computed; the message gives the feasible range.
         """
-        count = int(budget * steps + 1e-9)
-        if not forced + 1 <= count or budget > 1.0:
-            low = (forced + 1) / steps
-            ms = f" ({low * steps * self.step:.4g} to {steps * self.step:.4g} ms)" if self.unit == "ms" else ""
-            raise ConfigError(f"budget: {budget:g} is infeasible, must be in [{low:.3g}, 1] of the dense work{ms}")
-        return count
+        dense, least = steps * self.dense, (forced + 1) * self.dense + (steps - forced - 1) * self.idle
+        spent = budget.of(dense)
+        if not least * (1 - 1e-9) <= spent <= dense * (1 + 1e-9):
+            raise budget.infeasible(least, dense)
+        return int((spent - steps * self.idle) / (self.dense - self.idle) + 1e-9)

@@ -1,0 +1,138 @@
+"""What levels cost in milliseconds: each unit is timed while it computes some of its tokens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..hooks.modules import find_units, unit_kinds
+from ..pipeline import accelerated, handle_of
+from .trials import Trials
+from .work import Floats, Work
+
+#: of every level, unit and step; the median counts
+_SAMPLES = 4
+#: the whole denoiser, among the names of its units
+DENOISER = ""
+#: step, unit -> milliseconds of all calls in the step
+Times = dict[tuple[int, str], float]
+
+
+class Stopwatch:
+    """Moments on the device that computes: events on a GPU, so that nothing waits, else the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = device.type == "cuda"
+
+    def now(self) -> Any:
+        """A moment."""
+        if not self._events:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Milliseconds from one moment to another."""
+        if not self._events:
+            return 1e3 * (end - begin)
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+def measure_work(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None = None) -> Work:
+    """Milliseconds of each unit at each level, of what a step costs besides, of an idle step and of a bare one.
+
+    Runs in which the steps take turns: one level for all units at a step.
+
+    Args:
+        trials: its pipeline and dense course.
+        levels: shares of the tokens, ascending, from 0 to 1.
+        watch: to measure with; by default the clock of the denoiser's device.
+    """
+    found = trials.kept.once("latency", lambda: _measured(trials, levels, watch))
+    weight, rest = found["weight"].numpy(), found["rest"].tolist()
+    base, idle, bare = rest
+    return Work(levels, weight, base, "ms", idle, bare)
+
+
+def _measured(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None) -> dict[str, torch.Tensor]:
+    course = trials.course
+    free = course.steps - len(course.starts)
+    samples: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for number in range(max(math.ceil(_SAMPLES * len(levels) / free), len(levels) if free < len(levels) else 1)):
+        turns = np.array([levels[(step + number) % len(levels)] for step in range(course.steps)])
+        turns[course.starts] = 1.0
+        keep = np.repeat(turns[:, None], len(course.units), 1)
+        times = timed_run(trials, trials.trial(keep), f"time of levels {number + 1}", watch)
+        for (step, name), spent in times.items():
+            if step not in course.starts:  # there it is learned where the tokens are
+                samples[name, turns[step]].append(spent)
+    dense = timed_run(trials, "none", "time of dense steps", watch)
+    bare = [spent for (_, name), spent in dense.items() if name == DENOISER]
+    weight = np.array([[_median(samples[unit, level]) for level in levels] for unit in course.units])
+    weight = np.maximum.accumulate(weight, 1)  # more tokens never take less time
+    whole = [_median(samples[DENOISER, level]) for level in levels]
+    rest = [whole[number] - weight[:, number].sum() for number, level in enumerate(levels) if level > 0.0]
+    idle = _median(samples[DENOISER, 0.0])
+    return {
+        "weight": torch.from_numpy(weight),
+        "rest": torch.tensor([max(_median(rest), 0.0), idle, _median(bare)], dtype=torch.float64),
+    }
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else 0.0
+
+
+def timed_run(trials: Trials, method: Any, label: str, watch: Stopwatch | None = None) -> Times:
+    """The times of the first run under a method."""
+    with accelerated(trials.pipe, method), trials.counted(label), _timed(trials.pipe, watch) as times:
+        trials.run(0)
+    return times()
+
+
+@contextmanager
+def _timed(pipe: Any, watch: Stopwatch | None) -> Iterator[Callable[[], Times]]:
+    """Within: every call of a denoiser and of its units is timed; yields what reads the times afterwards."""
+    handle, hooks, marks = handle_of(pipe), [], []
+
+    def follow(name: str, module: torch.nn.Module, clock: Stopwatch) -> None:
+        begun: list[Any] = []
+        hooks.append(module.register_forward_pre_hook(lambda *_: begun.append(clock.now())))
+        hooks.append(
+            module.register_forward_hook(
+                lambda *_: marks.append((handle.clock.step, name, clock, begun.pop(), clock.now()))
+            )
+        )
+
+    for model, _ in handle.hooks.values():
+        clock = watch or Stopwatch(next(model.parameters()).device)
+        follow(DENOISER, model, clock)
+        for unit in find_units(model, "module", unit_kinds("module")):
+            for module in (unit.module, *unit.feeders):
+                follow(unit.name, module, clock)
+
+    def read() -> Times:
+        times: Times = defaultdict(float)
+        for step, name, clock, begin, end in marks:
+            times[step, name] += clock.between(begin, end)
+        return times
+
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def in_microseconds(weight: Floats) -> torch.Tensor:
+    """``[units, levels]``, as a schedule file keeps it."""
+    return torch.from_numpy(1e3 * weight).float()
