@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffcache.report.subject import Subject
 from rich.console import Console
 from rich.progress import Progress
 
@@ -31,6 +30,7 @@ from diffcache.learn.trials import Trial
 from diffcache.media.frames import read_output
 from diffcache.media.request import Request
 from diffcache.media.runs import generate
+from diffcache.media.subject import Subject
 from diffcache.methods import MethodConfig, make_config
 from diffcache.methods.sparse import table_of
 from diffcache.report import fidelity

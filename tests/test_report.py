@@ -179,6 +179,18 @@ def test_failing_method_is_a_row_and_the_rest_goes_on(tmp_path):
     assert report.losses(found, found) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("tiny-dit", "diffsparse.safetensors: steps: made for 50, but here it is 5"),
+        ("tiny-world", "diffsparse needs the model's learned table: run `diffcache calibrate --model MODEL"),
+    ],
+)
+def test_a_method_that_needs_several_runs_takes_the_shipped_file_or_names_the_command(model, known, tmp_path):
+    found = report.run(model, methods="diffsparse", steps=5, seeds=1, out=tmp_path)
+    assert re.search(known, found.row("diffsparse").failure)
+
+
 def test_method_that_stops_running_is_a_loss(healthy):
     before, out = healthy
     now = load_report(out)

@@ -26,11 +26,13 @@ class Calibrator(ABC):
         method: the method that it is for.
         measures: what is measured, in a sentence for ``--help``.
         seeds: of the runs, as ``--seeds`` takes them, where the user names none.
+        least: how many runs it needs.
     """
 
     method: ClassVar[str]
     measures: ClassVar[str]
     seeds: ClassVar[str] = "0"
+    least: ClassVar[int] = 1
 
     @abstractmethod
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
