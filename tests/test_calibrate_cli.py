@@ -50,7 +50,7 @@ def test_one_seed_gives_one_file(run, tmp_path):  # noqa: F811
 
 def test_a_table_is_learned_and_used(run, tmp_path):  # noqa: F811
     dit = ("--model", "tiny-dit", "--steps", "6")
-    settings = ("--seeds", "0,1,2", "--set", "evaluations=1", "--set", "probes=0")
+    settings = ("--seeds", "0,1,2", "--set", "evaluations=1", "--set", "probes=0", "--set", "iterations=0")
     answer = run("calibrate", *dit, "--method", "diffsparse", *settings, "--out", "s.safetensors")
     assert (answer.code, answer.err) == (0, "")
     assert re.search(r"steps +3 full, 0 partial, 3 idle\n +work +50.0% of dense", answer.out)
@@ -81,6 +81,8 @@ def test_a_budget_that_cannot_be_met_is_told_its_range(run):  # noqa: F811
     answer = run("calibrate", *dit, "--set", "budget=0.2")
     assert answer.code == 2
     assert "budget: 0.2 is infeasible, must be in [0.5, 1] of the dense work" in answer.err
+    answer = run("calibrate", *dit, "--budget", "fast")
+    assert "budget: 'fast' is not right, must be a share (0.5), a speed-up (2x) or a time (350ms)" in answer.line
     answer = run("calibrate", *dit[:-1], "0,1")
     assert answer.code == 2
     assert "seeds: 2 given, must be at least 3" in answer.err

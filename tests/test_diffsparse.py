@@ -71,7 +71,7 @@ def file(tmp_path_factory):
     """A schedule file of the tiny random Wan pipeline."""
     path = tmp_path_factory.mktemp("schedules") / "sparse.safetensors"
     runs = [lambda p, s=seed: run_wan(p, STEPS, seed=s) for seed in range(3)]
-    write_calibration(calibrate(wan_pipeline(), "diffsparse", runs, evaluations=2, probes=1), path)
+    write_calibration(calibrate(wan_pipeline(), "diffsparse", runs, evaluations=2, probes=1, iterations=0), path)
     return str(path)
 
 
@@ -366,21 +366,21 @@ def test_a_calibration_keeps_the_budget_and_says_what_it_found(file):
 def test_two_experts_have_a_table_each():
     pipe = wan_two_experts()
     runs = [lambda p, s=seed: run_wan(p, STEPS, seed=s) for seed in range(3)]
-    known = calibrate(pipe, "diffsparse", runs, evaluations=0, probes=0)
+    known = calibrate(pipe, "diffsparse", runs, evaluations=0, probes=0, iterations=0)
     assert [expert.numbers["keep"][0].min() for expert in known.experts.values()] == [1.0, 1.0]
     assert sum(expert.steps for expert in known.experts.values()) == STEPS
 
 
 def test_a_bare_denoiser_is_calibrated_by_what_its_runs_return():
     runs = [lambda m, s=seed: gentle(m, STEPS, s) for seed in range(3)]
-    known = calibrate(dit_pipeline().transformer, "diffsparse", runs, evaluations=1, probes=1)
+    known = calibrate(dit_pipeline().transformer, "diffsparse", runs, evaluations=1, probes=1, iterations=1)
     assert known.experts["denoiser"].steps == STEPS
 
 
 def test_an_interrupted_calibration_goes_on_from_where_it_was(tmp_path):
     model = dit_pipeline().transformer
     runs = [lambda m, s=seed: gentle(m, STEPS, s) for seed in range(3)]
-    settings = dict(evaluations=2, probes=1)
+    settings = dict(evaluations=2, probes=1, iterations=1)
     whole = calibrate(model, "diffsparse", runs, **settings)
     kept = tmp_path / "kept.partial"
     seen = []
@@ -443,9 +443,8 @@ class Flops(Stopwatch):
         return float(end - begin)
 
 
-@pytest.mark.parametrize("site", ["output", "token"])
-def test_measured_work_is_what_a_table_then_takes(site):
-    trials = trials_of(dit_pipeline().transformer, gentle, 1, site)
+def test_measured_work_is_what_a_table_then_takes():
+    trials = trials_of(dit_pipeline().transformer, gentle, 1)
     keep = drawn(trials, 3)
     with FlopCounterMode(display=False) as counter:
         work = measure_work(trials, LEVELS, Flops(counter))
@@ -469,7 +468,9 @@ def test_a_budget_in_time_is_kept_and_an_infeasible_one_is_told_the_range():
 
 def test_a_calibration_in_measured_time_tells_what_it_spends():
     runs = [lambda m, s=seed: gentle(m, STEPS, s) for seed in range(3)]
-    known = calibrate(dit_pipeline().transformer, "diffsparse", runs, evaluations=0, probes=1, budget="1.5x")
+    known = calibrate(
+        dit_pipeline().transformer, "diffsparse", runs, evaluations=0, probes=1, iterations=0, budget="1.5x"
+    )
     (expert,) = known.experts.values()
     assert expert.numbers["latency_us"].shape == (len(expert.facts["sublayers"]), len(LEVELS))
     budget = expert.facts["budget"]

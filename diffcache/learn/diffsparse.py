@@ -26,12 +26,16 @@ from .losses import LOSSES
 from .measuring import Reporter
 from .merging import merge, more_steps
 from .probing import probe_cells
+from .refining import Ground, refine
 from .skeleton import Steps, candidates, improve
+from .student import measure_gains
 from .trials import Trials
-from .work import Budget, Work
+from .work import Budget, Floats, Work
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HELD_OUT = 1 / 3
+#: advantages of former full steps with which tables are made
+BONUSES = (0.0, 0.3, 1.0)
 #: the table that probes give without any search by the true loss; a control
 ONE_SHOT = "one-shot"
 
@@ -48,18 +52,21 @@ class SparsityCalibrator(Calibrator):
         loss: ``latent`` or ``decoded``, see :func:`diffcache.learn.losses.measure`.
         evaluations: sampled trajectories of the search for full steps, for each run that is searched on.
         probes: random directions for each run of the one-shot table of cells; 0 learns full steps only.
+        iterations: of straight-through learning, which begins with the best table of cells; 0 leaves it out.
         age_weight, oldest: of the ranking, see :class:`~diffcache.schedules.selectors.Selector`.
     """
 
     method: ClassVar[str] = "diffsparse"
     measures: ClassVar[str] = "which steps are computed, and which share of its tokens every module computes at each"
     seeds: ClassVar[str] = "0,1,2,3,4,5"
+    least: ClassVar[int] = 3
 
     budget: float | str = 0.5
     site: str = "output"
     loss: str = "latent"
     evaluations: int = 40
     probes: int = 4
+    iterations: int = 3
     age_weight: float = 1.0
     oldest: int = 8
 
@@ -67,15 +74,15 @@ class SparsityCalibrator(Calibrator):
         Budget.read(self.budget)
         check_choice("site", self.site, list(ORDERS))
         check_choice("loss", self.loss, LOSSES)
-        for name in ("evaluations", "probes"):
+        for name in ("evaluations", "probes", "iterations"):
             check_whole(name, getattr(self, name), 0)
         check_number("age_weight", self.age_weight, 0, 1e6, whole=False)
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
 
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
-        if len(calls) < 3:
+        if len(calls) < self.least:
             raise ConfigError(
-                f"seeds: {len(calls)} given, must be at least 3: some are held out to choose among tables"
+                f"seeds: {len(calls)} given, must be at least {self.least}: some are held out to choose among tables"
             )
         selector = Selector(age_weight=self.age_weight, oldest=self.oldest)
         trials = Trials(pipe, calls, self.site, selector, self.loss, Reporter(progress))
@@ -121,6 +128,8 @@ class Learner:
         best = self._skeleton(count)
         if self.options.probes:
             self._cells(best)
+        if self.options.iterations:
+            self._refine()
         name = min(self.tables, key=lambda n: self.trials.loss(self.tables[n], self.held_out, f"{n}, held out"))
         return self._result(name)
 
@@ -132,7 +141,7 @@ class Learner:
         self.effects = effects = measure_effects(trials)
         gram = inner_products(course.outputs, course.finals)
         order = ORDERS[self.options.site]
-        found = candidates(gram, effects, order, count, course.starts)
+        found = candidates(gram, effects.size, order, count, course.starts)
         evaluate = self._evaluator("full steps")
         best = min(found, key=evaluate)
         self.tables["full steps, placed"] = self.whole(best)
@@ -154,7 +163,7 @@ class Learner:
     def _cells(self, former: Steps) -> None:
         """Tables with more steps than are paid in full; some of them give up the cells that cost least."""
         course, work = self.course, self.work
-        table = probe_cells(self.trials, self.effects, self.options.probes, self.searched[:2], work.levels)
+        table = probe_cells(self.trials, self.effects.size, self.options.probes, self.searched[:2], work.levels)
         every = tuple(range(course.steps))
         if work.pays(self.room, course.steps, len(every), len(course.starts)):
             self.tables[ONE_SHOT] = merge(table, work, every, (), course.starts, self.room, 0.0)
@@ -162,7 +171,7 @@ class Learner:
             if not work.pays(self.room, course.steps, count, len(course.starts)):
                 continue
             active = self._with_more(former, count)
-            for bonus in (0.0, 1.0):
+            for bonus in BONUSES:
                 name = f"{count} steps, bonus {bonus:g}"
                 keep = merge(table, work, active, former, course.starts, self.room, bonus)
                 self.trials.loss(keep, self.searched, name)
@@ -170,16 +179,37 @@ class Learner:
 
     def _with_more(self, former: Steps, count: int) -> Steps:
         """Further steps go to the middle of the gaps that the model of the error says cost most."""
-        steps = list(former)
+        steps, effect = list(former), self.effects.size
         while len(steps) < count:
             edges = [*steps, self.course.steps]
-            size = {
-                a: (b - a - 1) * self.effects[(a + b) // 2 if b < self.course.steps else a] for a, b in pairwise(edges)
-            }
+            size = {a: (b - a - 1) * effect[(a + b) // 2 if b < self.course.steps else a] for a, b in pairwise(edges)}
             start = max(size, key=size.get)
             end = edges[edges.index(start) + 1]
             steps = sorted({*steps, start + max((end - start) // 2, 1)})
         return tuple(steps)
+
+    # -- straight-through learning ----------------------------------------------------------------------------------
+
+    def _refine(self) -> None:
+        """The best table with partial steps, or else of all, learned on."""
+        trials, course = self.trials, self.course
+        wakes = self.options.site == "token"
+        searched = {name: trials.loss(keep, self.searched, name) for name, keep in self.tables.items()}
+        partial = [name for name, keep in self.tables.items() if wakes or ((keep > 0) & (keep < 1)).any()]
+        start = min(partial or searched, key=searched.get)
+        learned = refine(
+            self.tables[start],
+            Ground(self.work, self.room, course.starts, wakes),
+            self._gains,
+            lambda keep: trials.loss(keep, self.searched, "learning"),
+            lambda keep: trials.loss(keep, self.held_out, "learning, held out"),
+            self.options.iterations,
+        )
+        for number, keep in enumerate(learned, 1):
+            self.tables[f"{start}, learned {number}"] = keep
+
+    def _gains(self, keep: Table) -> Floats:
+        return np.mean([measure_gains(self.trials, keep, seed, self.effects, LEVELS) for seed in self.searched], 0)
 
     # -- the result ------------------------------------------------------------------------------------------------
 

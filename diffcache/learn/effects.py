@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..pipeline import accelerated
-from .calibrator import run
 from .trials import Trials
 from .watching import final, sampled
 
@@ -20,22 +20,36 @@ _SIZE = 0.05
 _POINTS = 8
 
 
-def measure_effects(trials: Trials, points: int = _POINTS) -> Floats:
-    """``[steps]``: size of the change of the final sample over that of a disturbance of one step's output.
+@dataclass(frozen=True)
+class Effects:
+    """What a disturbance of each step's output does to the final sample.
 
-    Dense runs in which noise is added to what the sampler is given at one step; of the steps in between the effect is
-    interpolated (its logarithm, along the steps). All 1 where no sampler is seen.
+    Attributes:
+        size: of the change over that of the disturbance, ``[steps]``.
+        signed: the part of the change along the disturbance, ``[steps]``; by the sampler most of it is there.
+    """
+
+    size: Floats
+    signed: Floats
+
+
+def measure_effects(trials: Trials, points: int = _POINTS) -> Effects:
+    """Dense runs in which noise is added to what the sampler is given at one step; of the steps in between the effect
+    is interpolated (its logarithm, along the steps). All 1 where no sampler is seen.
     """
     course = trials.course
     if not course.outputs[0]:
-        return np.ones(course.steps)
+        return Effects(np.ones(course.steps), np.ones(course.steps))
     steps = sorted({round(x) for x in np.linspace(0, course.steps - 1, points)})
-    found = [trials.kept.numbers(f"effect/{step}", lambda s=step: _effect(trials, s)) for step in steps]
-    return np.exp(np.interp(np.arange(course.steps), steps, np.log(np.maximum(found, 1e-12))))
+    found = [trials.kept.numbers(f"effects/{step}", lambda s=step: _effect(trials, s)) for step in steps]
+    sizes, along = np.maximum(np.array(found).T, [[1e-12], [-np.inf]])
+    every = np.arange(course.steps)
+    size = np.exp(np.interp(every, steps, np.log(sizes)))
+    return Effects(size, size * np.interp(every, steps, along / sizes))
 
 
-def _effect(trials: Trials, step: int, seed: int = 0) -> float:
-    size: list[float] = []
+def _effect(trials: Trials, step: int, seed: int = 0) -> list[float]:
+    noises: list[Tensor] = []
 
     def disturb(now: int, output: Tensor) -> Tensor:
         if now != step:
@@ -44,13 +58,15 @@ def _effect(trials: Trials, step: int, seed: int = 0) -> float:
         if trials.course.folded and len(output) % 2 == 0:
             noise = torch.cat([noise.chunk(2)[0]] * 2)  # both halves of guidance step alike
         noise = _SIZE * output.std() * noise
-        size.append(float(noise.norm()))
+        noises.append(noise.float().cpu())
         return output + noise
 
     with accelerated(trials.pipe, "none"), sampled(trials.pipe) as seen, trials.counted(f"effect of step {step}"):
         seen.change = disturb
-        found = final(run(trials.pipe, trials.calls[seed]), seen)
-    return float((found - trials.course.finals[seed]).norm()) / size[0]
+        found = final(trials.run(seed), seen)
+    change, noise = found - trials.course.finals[seed], noises[0]
+    along = float((change * noise).sum() / noise.square().sum()) if change.shape == noise.shape else 0.0
+    return [float(change.norm() / noise.norm()), along]
 
 
 def inner_products(outputs: Sequence[Sequence[Tensor]], finals: Sequence[Tensor]) -> Floats | None:

@@ -21,9 +21,14 @@ def measure(loss: str, found: Tensor, picture: Any, wanted: Tensor, reference: A
     """
     if loss == "latent":
         return float((found - wanted).square().mean() / wanted.square().mean())
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
     from ..media.frames import read_output
 
     first, second = (torch.as_tensor(read_output(p).pixels).float().movedim(-1, 1) for p in (picture, reference))
-    return float(1.0 - ssim(first, second, data_range=float(second.max()) or 1.0))
+    return float(unlikeness(first, second))
+
+
+def unlikeness(found: Tensor, wanted: Tensor) -> Tensor:
+    """``1 - SSIM`` of pictures, ``[pictures, channels, height, width]``; a scalar with a gradient."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    return 1.0 - ssim(found, wanted, data_range=float(wanted.max() - wanted.min().clamp_max(0.0)) or 1.0)

@@ -65,7 +65,7 @@ class Trials:
         self, pipe: Any, calls: Sequence[Call], site: str, selector: Selector, loss: str, reporter: Reporter
     ) -> None:
         self.pipe, self.calls, self.site, self.selector = pipe, list(calls), site, selector
-        self._loss, self.reporter = loss, reporter
+        self.loss_name, self.reporter = loss, reporter
         self._pictures: list[Any] = []
         self.course = self._dense()
         self.kept = Kept(None, None)
@@ -81,7 +81,7 @@ class Trials:
                     result = run(self.pipe, call)
                 course.finals.append(final(result, seen))
                 course.outputs.append(seen.outputs)
-                self._pictures.append(result if self._loss == "decoded" else None)
+                self._pictures.append(result if self.loss_name == "decoded" else None)
                 parts = parts_of(self.pipe)
                 if course.parts and parts != course.parts:
                     raise ConfigError("calls: the runs differ in their steps or conditionings, must be alike")
@@ -112,8 +112,8 @@ class Trials:
 
     def losses(self, keep: Table, seeds: Sequence[int], label: str = "table") -> list[float]:
         """The true loss of a table for some of the runs; each is sampled once."""
-        digest = hashlib.sha1(np.round(keep, 6).tobytes()).hexdigest()[:16]
-        found = (self.kept.numbers(f"{digest}/{seed}", lambda s=seed: self._loss_of(keep, s, label)) for seed in seeds)
+        about = digest(keep)
+        found = (self.kept.numbers(f"{about}/{seed}", lambda s=seed: self._loss_of(keep, s, label)) for seed in seeds)
         return [float(loss) for loss in found]
 
     def loss(self, keep: Table, seeds: Sequence[int], label: str = "table") -> float:
@@ -125,7 +125,7 @@ class Trials:
         with accelerated(self.pipe, self.trial(keep)), sampled(self.pipe) as seen:
             with self.counted(f"{label} {self.count}"):
                 result = self.run(seed)
-            return measure(self._loss, final(result, seen), result, self.course.finals[seed], self._pictures[seed])
+            return measure(self.loss_name, final(result, seen), result, self.course.finals[seed], self._pictures[seed])
 
     @contextmanager
     def counted(self, label: str) -> Iterator[None]:
@@ -140,6 +140,11 @@ class Trials:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def digest(keep: Table) -> str:
+    """Names what was measured of a table."""
+    return hashlib.sha1(np.round(keep, 6).tobytes()).hexdigest()[:16]
 
 
 def _device(pipe: Any) -> str:

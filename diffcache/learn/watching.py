@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..hooks.batch import folded
+from ..hooks.outputs import tensors_in_order
 from ..pipeline import handle_of
 
 
@@ -52,6 +54,23 @@ def sampled(pipe: Any) -> Iterator[Seen]:
             del scheduler.__dict__["step"]
         else:
             scheduler.__dict__["step"] = had
+
+
+@contextmanager
+def heard(pipe: Any) -> Iterator[dict[int, list[Tensor]]]:
+    """Within: what the denoisers return: step of the trajectory -> one tensor for each call, fp32."""
+    handle, found, hooks = handle_of(pipe), defaultdict(list), []
+
+    def hear(module: nn.Module, args: Any, result: Any) -> None:
+        found[handle.clock.step].append(tensors_in_order(result)[0].detach().float().cpu())
+
+    for model, _ in handle.hooks.values():
+        hooks.append(model.register_forward_hook(hear))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
