@@ -14,6 +14,7 @@ from ..errors import UnsupportedModelError
 from ..methods import make_config
 from ..methods.base import NamedConfig
 from ..methods.language import LanguageConfig
+from .branches import Branches, guided, twice
 from .decoders import Decoder, Guided, make_decoder
 from .decoders.base import Sight, split_budget
 from .families import read_facts
@@ -67,6 +68,7 @@ def generate(
     on_step: Callable[[SequenceState], None] | None = None,
     decoder_settings: dict[str, Any] | None = None,
     guide: nn.Module | None = None,
+    cfg_scale: float = 0.0,
     **overrides: Any,
 ) -> Generation:
     """Generate with a diffusion language model.
@@ -86,6 +88,8 @@ def generate(
         decoder_settings: of a decoder given by name.
         guide: a causal language model that says how many drafted tokens hold, instead of ``decoder``
             (:class:`diffcache.llm.Guided`, whose settings ``decoder_settings`` are then).
+        cfg_scale: of classifier-free guidance, LLaDA's: every step computes the sequences a second time with masked
+            prompts, and decodes from ``u + (cfg_scale + 1) * (l - u)``. 0: without.
         overrides: fields of the method.
 
     Raises:
@@ -97,7 +101,7 @@ def generate(
     loop = prepare(
         model, input_ids, language_config(method, **overrides), rule, generator, on_step,
         gen_length=gen_length, block_length=block_length, steps=steps, mask_id=mask_id, eos_id=eos_id,
-        attention_mask=attention_mask,
+        attention_mask=attention_mask, cfg_scale=cfg_scale,
     )  # fmt: skip
     return loop.run()
 
@@ -136,6 +140,8 @@ class Loop:
         self.runner = Runner(model, policy.task.facts, self.tally)
         self.state = SequenceState(request.prompt, request.length, request.mask_id, request.eos_id, request.padding)
         self.decoder = decoder.begin(self.state)
+        #: what the policy and the runner see of the sequences
+        self.seen: Any = Branches(self.state) if request.cfg_scale else self.state
 
     def run(self) -> Generation:
         """Decode every block."""
@@ -143,10 +149,10 @@ class Loop:
             return self._run()
 
     def _run(self) -> Generation:
-        began, state = time.perf_counter(), self.state
+        began = time.perf_counter()
         blocks = self.policy.blocks()
         steps = _shares(self.request.steps, len(blocks))
-        self._only_write(self.policy.prefill(state), blocks[0])
+        self._only_write(self.policy.prefill(self.seen), blocks[0])
         for block, budget in zip(blocks, steps):
             if not self._decode(block, budget):
                 break
@@ -157,12 +163,12 @@ class Loop:
         state, policy = self.state, self.policy
         state.block, state.block_step = block, 0
         count = state.open[:, block[0] : block[1]].sum(1, keepdim=True)  # of a window policy, the whole canvas
-        while self._glance(policy.decodable(state).any()):
+        while self._glance(policy.decodable(self.seen).any()):
             self._step(count, steps)
         self._refine(count)
         if not bool(state.open.any()):
             return False
-        self._only_write(policy.commit(state), block)
+        self._only_write(policy.commit(self.seen), block)
         return True
 
     def _refine(self, count: Tensor) -> None:
@@ -183,21 +189,24 @@ class Loop:
 
     def _step(self, count: Tensor, steps: int | None) -> Tensor | None:
         """One step; where a decoded token was replaced, bool ``[B, W]``, for decoders that do."""
-        state, policy = self.state, self.policy
-        plan = policy.plan(state)
-        logits = self.runner.forward(plan, policy, state)
-        positions = plan.want.positions(state.ids.device)
-        open = plan.want.take(policy.decodable(state))
+        state, seen, policy = self.state, self.seen, self.policy
+        plan = policy.plan(seen)
+        logits = self.runner.forward(plan, policy, seen)
+        if self.request.cfg_scale:
+            logits = guided(logits, self.request.cfg_scale)
+        policy.read(seen, plan.want, logits if seen is state else twice(logits))
+        positions = plan.want.positions(state.ids.device)[: len(state.ids)]  # the same in both branches
+        open = plan.want.take(policy.decodable(seen))[: len(state.ids)]
         if plan.want.index is not None:
             open[:, 1:] &= positions.diff(dim=1) != 0  # a sample with fewer positions repeats its last one
-        policy.read(state, plan.want, logits)
         budget = torch.zeros_like(count) if steps is None else split_budget(count, steps, state.block_step)
         choice = self.decoder.choose(Sight(logits, positions, open, budget, state, self.generator))
         before = state.ids
         state.write(positions, choice.tokens, choice.transfer)
         self.tally.steps += 1
         self.tally.dense += state.length if not policy.task.facts.causal else state.block[1]
-        policy.after(state, before != state.ids)
+        changed = before != state.ids
+        policy.after(seen, changed if seen is state else twice(changed))
         if self.on_step is not None:
             self.on_step(state)
         state.step += 1
@@ -207,7 +216,7 @@ class Loop:
     def _only_write(self, plan: Any, block: tuple[int, int]) -> None:
         if plan is not None:
             self.state.block = block
-            self.runner.forward(plan, self.policy, self.state)
+            self.runner.forward(plan, self.policy, self.seen)
 
     def _result(self, seconds: float) -> Generation:
         state, tally, request, facts = self.state, self.tally, self.request, self.policy.task.facts
@@ -222,6 +231,7 @@ class Loop:
             guide_forwards=getattr(self.decoder, "forwards", 0),
             guide_rows=getattr(self.decoder, "rows", 0),
             seconds=seconds,
+            notes=("guided: every row was computed with the prompt and without",) if request.cfg_scale else (),
         )
         return Generation(state.finished_ids()[:, :stop], stats)
 

@@ -117,6 +117,7 @@ def custom_generate(
         decoder_settings: dict[str, Any] | None = None,
         generator: torch.Generator | None = None,
         on_step: Callable[..., None] | None = None,
+        cfg_scale: float = 0.0,
         **others: Any,
     ) -> Tensor:
         if logits_processor:
@@ -129,6 +130,7 @@ def custom_generate(
             model, input_ids, config, gen_length=generation_config.max_length - input_ids.shape[1],
             block_length=block_length, steps=steps, mask_id=mask_id, eos_id=eos_id, decoder=decoder,
             decoder_settings=decoder_settings, attention_mask=attention_mask, generator=generator, on_step=on_step,
+            cfg_scale=cfg_scale,
         )  # fmt: skip
         if heard is not None:
             heard(result.stats)

@@ -28,6 +28,7 @@ class Request:
         block_length: of a block.
         steps: denoising steps in all, or None where the decoder alone decides.
         mask_id, eos_id: token ids.
+        cfg_scale: of classifier-free guidance; 0 for none.
     """
 
     prompt: Tensor
@@ -38,6 +39,7 @@ class Request:
     steps: int | None
     mask_id: int
     eos_id: int | None
+    cfg_scale: float = 0.0
 
     @property
     def block_count(self) -> int:
@@ -59,6 +61,7 @@ def make_request(
     mask_id: int | None,
     eos_id: int | None,
     attention_mask: Tensor | None,
+    cfg_scale: float = 0.0,
 ) -> Request:
     """The request, checked.
 
@@ -84,8 +87,9 @@ def make_request(
         raise ConfigError(f"eos_id: {eos_id} is the mask token, must be another one")
     if facts.shift and prompt.shape[1] == 0:
         raise ConfigError("input_ids: empty; this model predicts a position from the row before it")
+    check_number("cfg_scale", cfg_scale, 0.0, 1e4, whole=False)
     padding = _check_padding(attention_mask, prompt, config, facts)
-    return Request(prompt, padding, gen_length, length, block_length, steps, mask_id, eos_id)
+    return Request(prompt, padding, gen_length, length, block_length, steps, mask_id, eos_id, cfg_scale)
 
 
 def _check_prompt(input_ids: Any, device: torch.device) -> Tensor:
