@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from diffcache.llm.passes import attending
 from diffcache.llm.plan import StepPlan
 from diffcache.llm.policies import Task, make_policy
 from diffcache.llm.request import Request
+from diffcache.zoo import list_language_models, load_language_model, load_problems
 
 VOCABULARY, MASK, BLOCK = 64, 63, 8
 
@@ -64,9 +66,39 @@ BLOCK_CAUSAL: dict[str, Callable[[], torch.nn.Module]] = {"sdar": sdar, "llada2"
 MODELS = {**BIDIRECTIONAL, **BLOCK_CAUSAL}
 
 
+@cache
+def _loaded(name: str) -> Any:
+    return load_language_model(name)
+
+
+def trained(name: str) -> torch.nn.Module:
+    """A model that ships; the laws hold on what has learned something, too."""
+    return _loaded(name)[0]
+
+
+def _shipped(regime: str) -> dict[str, Callable[[], torch.nn.Module]]:
+    known = list_language_models()
+    return {name: partial(trained, name) for name, e in known.items() if e.embedded and e.regime == regime}
+
+
+#: with the trained ones, for the laws of specs/dllm.md, section 8.6
+FULL = {**BIDIRECTIONAL, **_shipped("bidirectional")}
+CHUNKED = {**BLOCK_CAUSAL, **_shipped("block-causal")}
+EVERY = {**FULL, **CHUNKED}
+
+
 def prompt(batch: int = 1, length: int = 13, seed: int = 1) -> Tensor:
     """Random ids ``[batch, length]`` without the mask token."""
     return torch.randint(0, VOCABULARY - 2, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def question(name: str, batch: int = 2) -> Tensor:
+    """What a model is asked ``[batch, length]``: random ids, of a trained one held-out problems of one length."""
+    if name in MODELS:
+        return prompt(batch)
+    tokenizer = _loaded(name)[1]
+    ids = [tokenizer(problem.question).input_ids for problem in load_problems("binary_matrix", batch)]
+    return torch.tensor(ids)
 
 
 @torch.no_grad()
@@ -82,10 +114,11 @@ def native_logits(model: torch.nn.Module, ids: Tensor, block: int | None = None)
 def bench(model: torch.nn.Module, method: Any, length: int = 37, start: int = 13, block: int = BLOCK) -> Loop:
     """A generation that was not begun, for plans of one's own: random ids everywhere, the last block under way."""
     config, facts = language_config(method), read_facts(model)
+    block = facts.block_length or block
     first = start // block * block if facts.causal else start
     end = first + -(-(length - first) // block) * block
     policy = make_policy(config, Task(facts, start, end, block, model))
-    request = Request(prompt(2, start), None, end - start, end, block, None, MASK, None)
+    request = Request(prompt(2, start), None, end - start, end, block, None, facts.mask_id, None)
     loop = Loop(model, request, policy, TopK(), None, None)
     loop.state.ids[:] = prompt(2, end, seed=2)
     loop.state.block = policy.blocks()[-1]

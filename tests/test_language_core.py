@@ -15,7 +15,20 @@ from diffcache.llm.passes import TILE
 from diffcache.llm.plan import External, StepPlan
 from diffcache.llm.rows import Rows, picked
 
-from .language import BIDIRECTIONAL, BLOCK, BLOCK_CAUSAL, MASK, MODELS, bench, logits_of, native_logits, prompt
+from .language import (
+    BIDIRECTIONAL,
+    BLOCK,
+    BLOCK_CAUSAL,
+    CHUNKED,
+    EVERY,
+    FULL,
+    MASK,
+    MODELS,
+    bench,
+    logits_of,
+    native_logits,
+    prompt,
+)
 
 CLOSE = dict(rtol=0.0, atol=2e-5)
 
@@ -110,13 +123,15 @@ def test_the_version_rises_when_a_finished_row_is_written_again():
 # -- forwards ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_full_pass_is_the_models_own_forward(name):
-    loop = bench(model := MODELS[name](), "vanilla")
+    """And one that keeps keys is the very same, bit for bit."""
+    loop = bench(model := EVERY[name](), "vanilla")
     got = logits_of(loop, plan := loop.policy.plan(loop.state))
     facts, stop = read_facts(model), loop.state.block[1]
     native = native_logits(model, loop.state.ids[:, :stop], facts.block_length)
     torch.testing.assert_close(got, plan.want.shifted(-facts.shift).take(native), **CLOSE)
+    assert torch.equal(logits_of(loop, loop.policy.full(loop.state)), got)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -141,9 +156,9 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FULL)
 def test_some_rows_over_cached_keys_equal_the_full_pass_while_no_id_changes(name, part):
-    loop = bench(BIDIRECTIONAL[name](), "fast-dllm")
+    loop = bench(FULL[name](), "fast-dllm")
     full = logits_of(loop, loop.policy.full(loop.state))
     rows = PARTS[part](loop)
     if part == "block" and loop.policy.shift:
@@ -152,15 +167,15 @@ def test_some_rows_over_cached_keys_equal_the_full_pass_while_no_id_changes(name
     torch.testing.assert_close(got, full, **CLOSE)
 
 
-@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+@pytest.mark.parametrize("name", CHUNKED)
 def test_block_by_block_equals_the_full_pass(name):
-    loop = bench(model := BLOCK_CAUSAL[name](), "freecache")
+    loop = bench(model := CHUNKED[name](), "freecache")
     state, policy = loop.state, loop.policy
     blocks = policy.blocks()
     logits_of(loop, policy.prefill(state))
     for state.block in blocks:
         got = logits_of(loop, policy.within(state))
-        native = native_logits(model, state.ids[:, : state.block[1]], BLOCK)
+        native = native_logits(model, state.ids[:, : state.block[1]], read_facts(model).block_length)
         torch.testing.assert_close(got, policy.want(state).take(native), **CLOSE)
 
 
@@ -210,9 +225,9 @@ def test_padding_is_honoured(name):
         assert torch.equal(padded[0, 13:], generate(model, alone, **settings).sequences[0, 9:])
 
 
-@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+@pytest.mark.parametrize("name", CHUNKED)
 def test_an_external_part_from_memory_is_exact_while_the_queries_are_the_same(name):
-    loop = bench(BLOCK_CAUSAL[name](), "freecache")
+    loop = bench(CHUNKED[name](), "freecache")
     state, policy = loop.state, loop.policy
     for plan in (policy.prefill(state), *(StepPlan(Rows(a, b), None, stop=b) for a, b in policy.blocks()[:-1])):
         logits_of(loop, plan)

@@ -7,9 +7,12 @@ import torch
 
 from diffcache import list_methods
 from diffcache.llm import generate, read_facts
+from diffcache.llm.decoders import make_decoder
+from diffcache.llm.driver import language_config, prepare
+from diffcache.llm.policies.block import FastDLLM
 from diffcache.llm.policies.elastic import Elastic
 
-from .language import BIDIRECTIONAL, BLOCK_CAUSAL, MODELS, bench, logits_of, native_logits, prompt
+from .language import BLOCK_CAUSAL, CHUNKED, EVERY, FULL, MODELS, bench, logits_of, native_logits, prompt, question
 
 CLOSE = dict(rtol=0.0, atol=2e-5)
 
@@ -31,9 +34,9 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("method", [name + rest for name, rest in WHOLE.items()])
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FULL)
 def test_while_no_id_changes_every_step_equals_the_full_pass(name, method):
-    loop = bench(model := BIDIRECTIONAL[name](), method)
+    loop = bench(model := FULL[name](), method)
     state, policy = loop.state, loop.policy
     native = native_logits(model, state.ids)
     for _ in range(5):
@@ -63,25 +66,25 @@ ALWAYS = {
 
 
 @pytest.mark.parametrize("method", ALWAYS)
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FULL)
 def test_a_method_that_always_refreshes_is_vanilla(name, method):
-    model = BIDIRECTIONAL[name]()
+    model = FULL[name]()
     settings = dict(gen_length=16, block_length=16, decoder="threshold", decoder_settings=dict(threshold=0.4))
-    run = generate(model, prompt(2), method, **settings)
-    assert same(run, generate(model, prompt(2), "vanilla", **settings))
+    run = generate(model, question(name), method, **settings)
+    assert same(run, generate(model, question(name), "vanilla", **settings))
     assert run.stats.full_forwards == run.stats.forwards
     assert run.stats.row_share == 1.0
 
 
 @pytest.mark.parametrize("method", [m for m, c in list_methods("language").items() if "block-causal" in c.regimes])
-@pytest.mark.parametrize("name", BLOCK_CAUSAL)
+@pytest.mark.parametrize("name", CHUNKED)
 def test_block_causal_methods_that_are_exact_change_no_token(name, method):
-    model = BLOCK_CAUSAL[name]()
+    model = CHUNKED[name]()
     settings = dict(gen_length=20, decoder="threshold", decoder_settings=dict(threshold=0.4))
-    run = generate(model, prompt(2), method, **settings)
+    run = generate(model, question(name), method, **settings)
     if list_methods()[method]().exact_on("block-causal"):
-        assert same(run, generate(model, prompt(2), "vanilla", **settings))
-    assert run.sequences.shape == (2, 33)
+        assert same(run, generate(model, question(name), "vanilla", **settings))
+    assert run.sequences.shape == (2, question(name).shape[1] + 20)
 
 
 @pytest.mark.parametrize("method", [name for name in list_methods("language") if name != "elastic"])
@@ -89,7 +92,7 @@ def test_block_causal_methods_that_are_exact_change_no_token(name, method):
 def test_a_sample_does_not_depend_on_its_companions(name, method):
     """elastic refreshes for all where one drifts."""
     model, both = MODELS[name](), prompt(2)
-    if name in BIDIRECTIONAL and method == "flashblock":
+    if name in FULL and method == "flashblock":
         method = "flashblock:dual"
     elif read_facts(model).regime not in list_methods()[method].regimes:
         pytest.skip("another regime")
@@ -102,8 +105,8 @@ def test_a_sample_does_not_depend_on_its_companions(name, method):
 # -- elastic -----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(method, steps=6):
-    loop = bench(MODELS["llada"](), method)
+def rows_of(name, method, steps=6):
+    loop = bench(FULL[name](), method)
     state, policy = loop.state, loop.policy
     counts = []
     for _ in range(steps):
@@ -113,18 +116,20 @@ def rows_of(method, steps=6):
         counts.append((plan.rows.count, loop.tally.row_layers - before))
         policy.after(state, torch.zeros_like(state.masked))
         state.step += 1
-    return loop.state.length, counts
+    return loop.state.length, read_facts(loop.runner.model).layers, counts
 
 
-def test_elastic_with_a_gamma_above_one_refreshes_above_the_first_layer():
-    length, counts = rows_of("elastic:gamma=2,window=6")
-    assert counts[0] == (length, 3 * length)
-    assert all(computed == rows + 2 * length for rows, computed in counts[1:])
+@pytest.mark.parametrize("name", FULL)
+def test_elastic_with_a_gamma_above_one_refreshes_above_the_first_layer(name):
+    length, layers, counts = rows_of(name, "elastic:gamma=2,window=6")
+    assert counts[0] == (length, layers * length)
+    assert all(computed == rows + (layers - 1) * length for rows, computed in counts[1:])
 
 
-def test_elastic_with_a_gamma_below_minus_one_never_refreshes():
-    length, counts = rows_of("elastic:gamma=-2,window=6")
-    assert all(computed == 3 * rows < 3 * length for rows, computed in counts[1:])
+@pytest.mark.parametrize("name", FULL)
+def test_elastic_with_a_gamma_below_minus_one_never_refreshes(name):
+    length, layers, counts = rows_of(name, "elastic:gamma=-2,window=6")
+    assert all(computed == layers * rows < layers * length for rows, computed in counts[1:])
 
 
 class Forced(Elastic):
@@ -138,9 +143,9 @@ class Forced(Elastic):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FULL)
 def test_elastic_may_widen_at_any_layer(name, at):
-    loop = bench(model := BIDIRECTIONAL[name](), "elastic:gamma=-2,window=6")
+    loop = bench(model := FULL[name](), "elastic:gamma=-2,window=6")
     loop.policy.__class__, loop.policy.at = Forced, at
     state = loop.state
     native = native_logits(model, state.ids)
@@ -150,28 +155,54 @@ def test_elastic_may_widen_at_any_layer(name, at):
         torch.testing.assert_close(logits_of(loop, plan), plan.want.shifted(-loop.policy.shift).take(native), **CLOSE)
         computed = loop.tally.row_layers - before
         loop.policy.after(state, torch.zeros_like(state.masked))
-    assert computed == plan.rows.count * (at + 1) + state.length * (2 - at)
+    layers = read_facts(model).layers
+    assert computed == plan.rows.count * (at + 1) + state.length * (layers - 1 - at)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_residual_bytes_are_those_of_the_formulas():
-    model, batch, length = MODELS["llada"](), 2, 13 + 16
-    config, layers = model.config, 3
-    width = config.num_key_value_heads * config.head_dim
-    held = {m: generate(model, prompt(batch), m, gen_length=16, block_length=8).stats for m in list_methods("language")
-            if m != "flashblock"}  # fmt: skip
-    assert held["vanilla"].kv_bytes == 0
+@pytest.mark.parametrize("name", EVERY)
+def test_bytes_are_those_of_the_formulas(name):
+    model, batch = EVERY[name](), 2
+    facts, config = read_facts(model), model.config
+    own = facts.block_length
+    asked = dict(gen_length=16) | ({} if own else dict(block_length=8))
+    length = 13 + 16 if own is None else -(-29 // own) * own
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width, queries, layers = config.num_key_value_heads * head, config.num_attention_heads * head, facts.layers
+    methods = [m for m, c in list_methods("language").items() if facts.regime in c.regimes and m != "flashblock"]
+    held = {method: generate(model, prompt(batch), method, **asked).stats for method in methods}
+    assert held.pop("vanilla").kv_bytes == 0
     for method, stats in held.items():
-        if method != "vanilla":
-            assert stats.kv_bytes == 2 * layers * batch * length * width * 4, method
-    queries = config.num_attention_heads * config.head_dim
-    assert held["elastic"].residual_bytes == layers * batch * length * (config.hidden_size + queries) * 4
-    assert held["dllm-cache"].residual_bytes == 2 * layers * batch * length * config.hidden_size * 4
-    kept = int(0.5 * (length - 8)) + 8
-    assert held["sparse-dllm"].residual_bytes == 2 * layers * batch * kept * width * 4
-    assert held["freecache"].residual_bytes == 0
+        assert stats.kv_bytes == 2 * layers * batch * length * width * 4, method
+    block = 8 + facts.shift  # with the row that predicts its first position
+    kept = int(0.5 * (length - block)) + block
+    besides = {"elastic": layers * batch * length * (config.hidden_size + queries) * 4,
+               "dllm-cache": 2 * layers * batch * length * config.hidden_size * 4,
+               "sparse-dllm": 2 * layers * batch * kept * width * 4}  # fmt: skip
+    assert {method: stats.residual_bytes for method, stats in held.items()} == {m: besides.get(m, 0) for m in held}
+
+
+class Delayed(FastDLLM):
+    """Dual, with a second full pass in each block."""
+
+    def plan(self, state):
+        return self.full(state) if state.block_step < 2 else super().plan(state)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_sparse_that_keeps_every_key_is_dual_delayed_by_one_step(name):
+    model, asked = FULL[name](), dict(gen_length=24, block_length=None, steps=None, mask_id=None, eos_id=None)
+    rule = make_decoder("threshold", threshold=0.4)
+    asked |= dict(attention_mask=None, block_length=8)
+    methods = "fast-dllm", "sparse-dllm:keep=1"
+    loops = [prepare(model, question(name), language_config(m), rule, **asked) for m in methods]
+    loops[0].policy.__class__ = Delayed
+    dual, sparse = (loop.run() for loop in loops)
+    assert same(dual, sparse)
+    assert dual.stats.full_forwards == sparse.stats.full_forwards
+    assert dual.stats.rows == sparse.stats.rows
 
 
 def test_rows_are_counted_as_computed():
