@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import Debug, Dtype, Frames, Guidance, Image, Pixels, Prompt, Settings
+from .cli_options import (
+    BlockLength,
+    Debug,
+    Dtype,
+    Frames,
+    GenLength,
+    Guidance,
+    Image,
+    Pixels,
+    Prompt,
+    Settings,
+    refuse_pictures,
+    refuse_texts,
+)
 from .errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -77,7 +90,8 @@ def _explain(name: str, facts: dict[str, Any]) -> None:
     tabulate(("field", "default", "meaning"), rows)
     for preset, values in facts["presets"].items():
         say(f"Preset {name}:{preset}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
-    say(f"Try: diffcache sample --method {name} --compare")
+    model = "--model tiny-llada " if facts["kind"] == "language" else ""
+    say(f"Try: diffcache sample {model}--method {name} --compare")
 
 
 def models(as_json: Json = False) -> None:
@@ -86,12 +100,12 @@ def models(as_json: Json = False) -> None:
 
     from .media.facts import presence
     from .media.terminal import tabulate
-    from .zoo import list_models
+    from .zoo import list_language_models, list_models
 
-    known = _listed(list_models)
+    known = {**_listed(list_models), **list_language_models()}
     here = {name: presence(entry) for name, entry in known.items()}
     if as_json:
-        _print_json({name: {**asdict(entry), "here": here[name]} for name, entry in known.items()})
+        _print_json({n: {**asdict(e), "task": e.task, "here": here[n]} for n, e in known.items()})
         return
     rows = [
         (e.name, "embedded" if e.embedded else e.source, e.task, e.description, here[e.name]) for e in known.values()
@@ -101,7 +115,8 @@ def models(as_json: Json = False) -> None:
 
 INFO_EPILOG = (
     "Examples:\n\n  diffcache info tiny-wan\n\n  diffcache info tiny-wan --method taylorseer --frames 9\n\n"
-    "  diffcache info wan2.1 --method worldcache:cache_dtype=float16 --height 480 --width 832 --json"
+    "  diffcache info wan2.1 --method worldcache:cache_dtype=float16 --height 480 --width 832 --json\n\n"
+    "  diffcache info tiny-llada --method elastic --gen-length 512"
 )
 
 
@@ -118,6 +133,8 @@ def info(
     prompt: Prompt = None,
     image: Image = None,
     guidance: Guidance = None,
+    gen_length: GenLength = None,
+    block_length: BlockLength = None,
     dtype: Dtype = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -126,10 +143,18 @@ def info(
 
     With --method: how much memory that would hold, before anything is computed. Nothing is downloaded.
     """
+    from .zoo import is_language_model
+
+    lengths = {"gen_length": gen_length, "block_length": block_length}
+    if is_language_model(model):
+        refuse_pictures(model, height=height, width=width, frames=frames, image=image, guidance=guidance, steps=steps)
+        _info_text(model, method, settings or [], prompt, lengths, dtype, as_json)
+        return
     from .media.facts import Subject
     from .media.request import Request, check_model
 
     entry = check_model(model)
+    refuse_texts(model, **lengths)
     request = Request(prompt, None, None, image, None, steps, 0, guidance, height, width, frames)
     subject = Subject(model, entry, request, dtype)
     estimate = None if method is None else subject.estimate(method, settings or [])
@@ -139,6 +164,42 @@ def info(
         _show_estimate(subject, estimate)
     else:
         _show(subject)
+
+
+def _info_text(
+    model: str,
+    method: str | None,
+    settings: list[str],
+    prompt: str | None,
+    lengths: dict[str, int | None],
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    from .media.terminal import say, summarise, tabulate
+    from .sizes import size_text
+    from .text.facts import TextSubject
+    from .text.request import TextRequest
+
+    subject = TextSubject(model, TextRequest(**lengths), dtype)
+    held = None if method is None else subject.estimate(method, settings, prompt)
+    if as_json:
+        _print_json(subject.to_dict(held))
+        return
+    if held is not None:
+        title = f"{subject.name} · {held['method']}"
+        weights = size_text(held["weights"])
+        facts = [("weights", weights), ("tokens", str(held["tokens"])), ("held", size_text(held["bytes"]))]
+        summarise(title, [*facts, ("of its weights", f"{held['bytes'] / held['weights']:.1%}")])
+        say("By the method's formula, of one sequence; stats() has the real figures after a run.")
+        return
+    summarise(subject.name, subject.facts())
+    if subject.missing:
+        say(f"\nAnatomy and methods cannot be told: {subject.missing}")
+        return
+    anatomy = subject.anatomy()
+    tabulate(tuple(anatomy), [tuple(anatomy.values())])
+    tabulate(("method", "here", "why not"), subject.methods())
+    say(f"Memory of a method: diffcache info {subject.name} --method elastic")
 
 
 def _show(subject: Subject) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 import diffcache
 from diffcache import cli
-from diffcache.zoo import load_pipeline
+from diffcache.zoo import list_language_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 
 ROOT = Path(diffcache.__file__).parents[1]
@@ -142,7 +142,7 @@ def test_methods_and_models_are_listed(run):
         assert all(preset in answer.out for preset in config.presets)
     answer = run("models")
     assert answer.code == 0
-    assert all(name in answer.out for name in diffcache.list_models())
+    assert all(name in answer.out for name in {**diffcache.list_models(), **list_language_models()})
     assert "downloaded" in answer.out  # a narrow terminal breaks the cell
 
 
@@ -160,7 +160,8 @@ def test_a_method_is_explained_field_by_field(run):
 def test_listings_are_json_for_scripts(run):
     assert set(json.loads(run("methods", "--json").out)) == set(diffcache.list_methods())
     models = json.loads(run("models", "--json").out)
-    assert set(models) == set(diffcache.list_models())
+    assert set(models) == {*diffcache.list_models(), *list_language_models()}
+    assert models["tiny-llada"]["here"] == "yes"
     assert models["tiny-wan"]["here"] == "yes"
     doctor = json.loads(run("doctor", "--json").out)
     assert doctor["healthy"]
@@ -210,7 +211,8 @@ def test_info_names_the_command(run):
 def test_doctor_loads_the_embedded_models(run):
     answer = run("doctor")
     assert answer.code == 0, answer.out
-    assert answer.out.count("loads") == 3
+    known = {**diffcache.list_models(), **list_language_models()}
+    assert answer.out.count("loads") == sum(entry.embedded for entry in known.values())
 
 
 # -- wrong arguments ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedModelError
 from ..methods import MethodConfig, list_methods
 from ..methods.describe import defaults, field_meanings, memory_formula, needs_calibration
-from ..zoo import ModelNotAvailableError, ZooEntry, load_pipeline
+from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Request, build_call, example_command, short_name
 
@@ -22,6 +22,7 @@ def describe_method(config: type[MethodConfig]) -> dict[str, Any]:
 
     meanings = field_meanings(config)
     return {
+        "kind": config.kind,
         "summary": config.summary,
         "site": config.site if config.kind == "language" else uncalibrated(config())[1].site,
         "calibration": "needed" if needs_calibration(config) else "none",
@@ -32,7 +33,7 @@ def describe_method(config: type[MethodConfig]) -> dict[str, Any]:
     }
 
 
-def presence(entry: ZooEntry) -> str:
+def presence(entry: ZooEntry | LanguageEntry) -> str:
     """Whether a model's files are on this machine; looks at the index alone."""
     if entry.embedded:
         return "yes"
@@ -41,7 +42,8 @@ def presence(entry: ZooEntry) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(entry.source, "model_index.json")
+        index = "config.json" if isinstance(entry, LanguageEntry) else "model_index.json"
+        found = try_to_load_from_cache(entry.source, index)
     except ValueError:  # not a hub id
         return "no such folder"
     return "in the cache" if isinstance(found, str) else "not downloaded"

@@ -20,6 +20,9 @@ _OPTIONAL = {
 }
 
 
+_AGAIN = f"{sys.executable} -m pip install --force-reinstall --no-deps diffcache"
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing that was looked at.
@@ -44,6 +47,7 @@ def examine() -> list[Check]:
     if any(check.state == "broken" for check in checks):
         return checks  # without these nothing else can be asked
     checks += [*_devices(), *(_optional(name, use) for name, use in _OPTIONAL.items()), _codec(), *_embedded()]
+    checks += _languages()
     return checks
 
 
@@ -108,9 +112,25 @@ def _embedded() -> list[Check]:
         try:
             pipe = load_pipeline(entry.name)
         except Exception as error:  # whatever it is, the examination goes on
-            remedy = f"{sys.executable} -m pip install --force-reinstall --no-deps diffcache"
-            checks.append(Check(entry.name, " ".join(str(error).split()), "broken", remedy))
+            checks.append(Check(entry.name, " ".join(str(error).split()), "broken", _AGAIN))
             continue
         count = sum(p.numel() for p in pipe.transformer.parameters())
         checks.append(Check(entry.name, f"loads, denoiser of {count / 1e6:.1f} M parameters"))
+    return checks
+
+
+def _languages() -> list[Check]:
+    from ..zoo import list_language_models, load_language_model
+    from .session import hide_bars
+
+    checks = []
+    for entry in (e for e in list_language_models().values() if e.embedded):
+        hide_bars(entry)
+        try:
+            model, _ = load_language_model(entry.name)
+        except Exception as error:  # whatever it is, the examination goes on
+            checks.append(Check(entry.name, " ".join(str(error).split()), "broken", _AGAIN))
+            continue
+        count = sum(p.numel() for p in model.parameters())
+        checks.append(Check(entry.name, f"loads, language model of {count / 1e6:.1f} M parameters"))
     return checks

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ConfigError, unknown
 from ..methods import MethodConfig, make_config, read_value
-from ..zoo import ModelNotAvailableError, ZooEntry, load_pipeline
+from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Call, Request, build_call, check_model, short_name
 
@@ -179,7 +179,7 @@ def _load(model: str, entry: ZooEntry | None, dtype: torch.dtype | None, device:
     return pipe
 
 
-def hide_bars(entry: ZooEntry | None) -> None:
+def hide_bars(entry: ZooEntry | LanguageEntry | None) -> None:
     """The libraries' loading bars are for downloads on a terminal; what ships with the package loads at once."""
     if sys.stderr.isatty() and not (entry and entry.embedded):
         return

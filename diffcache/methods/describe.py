@@ -12,11 +12,20 @@ from .calibrated import CalibratedConfig
 
 def memory_formula(config: type[NamedConfig]) -> str:
     """Memory of one branch in words; of the nearest class that states one."""
+    return _memory_text(config).replace("`", "") or "nothing"
+
+
+def memory_terms(config: type[NamedConfig]) -> list[str]:
+    """The formulas in those words; together they are the memory in bytes."""
+    return re.findall(r"`+([^`]+)`+", _memory_text(config))
+
+
+def _memory_text(config: type[NamedConfig]) -> str:
     for cls in _family(config):
         found = re.search(r"Memory of one\s+branch: (.+?)(?:\.\s|\.?$|\n\n)", inspect.cleandoc(cls.__doc__ or ""), re.S)
         if found:
-            return " ".join(found[1].replace("`", "").split())
-    return "nothing"
+            return " ".join(found[1].split())
+    return ""
 
 
 def field_meanings(config: type[NamedConfig]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..llm.driver import language_config
 from ..llm.policies import refusal
 from ..llm.state import SequenceState
 from ..media.request import short_name
-from ..media.session import read_device, read_dtype, read_fields
+from ..media.session import hide_bars, read_device, read_dtype, read_fields
 from ..methods import parse_settings
 from ..methods.language import LanguageConfig
 from ..zoo import LanguageEntry, ModelNotAvailableError, find_language_model, load_language_model
@@ -154,14 +154,14 @@ def open_text(
     reason = refusal(config, facts)
     if reason is not None:
         raise UnsupportedModelError(f"method: {reason}")
-    length, block = _shape(request, facts, entry)
+    length, block = shape_of(request, facts, entry)
     name = entry.name if entry else short_name(model)
     return TextSession(
         name, network, tokenizer, config, decoder, length, block, request.steps, request.seed, request.raw
     )
 
 
-def _shape(request: TextRequest, facts: Facts, entry: LanguageEntry | None) -> tuple[int, int]:
+def shape_of(request: TextRequest, facts: Facts, entry: LanguageEntry | None) -> tuple[int, int]:
     """New tokens, and tokens of a block; what does not fit together is said before anything is decoded."""
     length = request.gen_length or (entry.gen_length if entry else GEN_LENGTH)
     if facts.block_length is not None:
@@ -176,18 +176,17 @@ def _shape(request: TextRequest, facts: Facts, entry: LanguageEntry | None) -> t
     return length, block
 
 
-def load_text(model: str, entry: LanguageEntry | None, dtype: torch.dtype | None, device: torch.device) -> Any:
+def load_text(
+    model: str,
+    entry: LanguageEntry | None,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    download: bool = True,
+) -> Any:
     """Model and tokenizer; without the loading bars of the libraries where nobody would see a download."""
-    import sys
-
-    if not sys.stderr.isatty() or (entry and entry.embedded):
-        import huggingface_hub
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        huggingface_hub.utils.disable_progress_bars()
+    hide_bars(entry)
     try:
-        return load_language_model(model, dtype=dtype, device=device)
+        return load_language_model(model, dtype=dtype, device=device, download=download)
     except ModelNotAvailableError as error:
         if (entry and entry.embedded) or Path(model).is_dir():
             raise ConfigError(f"model: {error}") from error  # what lies on this disk was named by the user

@@ -73,6 +73,11 @@ class LanguageEntry:
         return self.source == EMBEDDED
 
     @property
+    def task(self) -> str:
+        """``language``, beside the tasks of :class:`diffcache.zoo.ZooEntry`."""
+        return "language"
+
+    @property
     def diffusion(self) -> dict[str, Any]:
         """What the native configuration's field ``diffusion`` says of the model; policies and decoders read it."""
         block = self.block_length if self.regime == "block-causal" else None

@@ -21,6 +21,7 @@ from .measuring import Bench, OnPrompt, score
 from .plan import make_text_plan, refused, shape_of
 
 PROBLEMS = 60
+HELD_OUT = "held-out problems"
 VERIFIER = "verifier"
 HOW = {VERIFIER: "pip install 'diffcache[llm]'"}
 """What a report may lack, and how to get it."""
@@ -76,11 +77,32 @@ def run(
     request = TextRequest(gen_length, block_length, steps, decoder, raw, seed)
     folder = check_folder(Path(out), resume, overwrite)
     session = open_text(model, "vanilla", [], request, dtype, device)
-    specs = make_text_plan(methods, session.facts, session.gen_length, session.block_length, steps, sweep)
+    text = command or f"diffcache.report.language.run({session.name!r}, out={without_folders(str(out))!r})"
+    source = HELD_OUT if prompts is None else Path(prompts).name
+    return run_session(session, methods, asked, folder, source, sweep, resume, text, on_prompt, say)
+
+
+def run_session(
+    session: TextSession,
+    methods: str | Sequence[Any] | None,
+    asked: list[Prompt],
+    folder: Path,
+    source: str = HELD_OUT,
+    sweep: bool = False,
+    resume: bool = False,
+    command: str = "",
+    on_prompt: OnPrompt | None = None,
+    say: Callable[[str], None] | None = None,
+) -> TextReport:
+    """:func:`run` of a model that is loaded already, into a folder that is known to be writable.
+
+    Args:
+        asked: the prompts; ``source`` says where they are from.
+    """
+    specs = make_text_plan(methods, session.facts, session.gen_length, session.block_length, session.steps, sweep)
     for prompt in asked:
         session.encode(prompt.text)  # one that is too long is told before anything is measured
-    text = command or f"diffcache.report.language.run({session.name!r}, out={without_folders(str(out))!r})"
-    report = _begin(session, specs, asked, prompts, text)
+    report = _begin(session, specs, asked, source, command)
     if resume and (folder / DATA).exists():
         report = _continued(load_report(folder / DATA, "resume", TextReport), report, asked)
     return fill(report, session, specs, asked, folder, on_prompt, say)
@@ -99,11 +121,8 @@ def read_asked(model: str, problems: int | None, prompts: str | Path | None) -> 
     return spread_problems(PROBLEMS if problems is None else problems)
 
 
-def _begin(
-    session: TextSession, specs: list[Spec], asked: list[Prompt], prompts: str | Path | None, command: str
-) -> TextReport:
+def _begin(session: TextSession, specs: list[Spec], asked: list[Prompt], source: str, command: str) -> TextReport:
     facts, network = session.facts, session.model
-    source = "held-out problems" if prompts is None else Path(prompts).name
     shape = (session.gen_length, session.block_length, session.steps, describe(session.decoder), session.seed)
     names = [spec.name for spec in specs]
     settings = TextSettings(session.name, names, len(asked), source, *shape, session.chats is False)
