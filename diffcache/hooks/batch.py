@@ -39,6 +39,8 @@ class Batches:
         self.anatomy, self.outputs = anatomy, outputs
         #: form of a call -> how its batch is cut, or why it cannot be
         self.known: dict[Any, Cut | str] = {}
+        #: shapes of a call's arguments -> where they may carry how many samples
+        self.seen: dict[Any, tuple[int, list[Place]]] = {}
 
     def of(self, run: Run) -> Batch:
         """The batch of a call that is about to run."""
@@ -62,22 +64,28 @@ class Batch:
         values = {names[key] if isinstance(key, int) and key < len(names) else key: v for key, v in call.items()}
         self.sample = values.get(known.anatomy.sample)
         self._listed = isinstance(self.sample, (list, tuple))
-        self.size = len(self.sample) if self._listed or _has_rows(self.sample) else 1
         self.apart = known.outputs and self._listed
-        self._places: list[Place] = []
-        if self.size > 1:
-            self._inspect(call, values)
+        shapes = _shapes(call)
+        found = known.seen.get(shapes)
+        self.size, self._places = found if found is not None else self._inspect(call, values)
+        if shapes is not None:
+            known.seen[shapes] = self.size, self._places
 
-    def _inspect(self, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> None:
-        anatomy = self._known.anatomy
+    def _inspect(self, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> tuple[int, list[Place]]:
+        """How many samples there are, and where."""
+        size = len(self.sample) if self._listed or _has_rows(self.sample) else 1
+        if size == 1:
+            return 1, []
+        anatomy, places = self._known.anatomy, []
         keys = dict(zip(values, call, strict=True))
         for name, value in values.items():
             sure = name in (anatomy.sample, anatomy.timestep)
             likely = sure or name in anatomy.conditioning
-            self._places += find_places((keys[name],), value, self.size, likely, sure)
-        carried = {place.path[0] for place in self._places if place.choices[0] is not None}
+            places += find_places((keys[name],), value, size, likely, sure)
+        carried = {place.path[0] for place in places if place.choices[0] is not None}
         if len(carried - {keys[anatomy.sample]}) == 0:
-            self.size, self._places = 1, []  # an axis that nothing else has is no batch
+            return 1, []  # an axis that nothing else has is no batch
+        return size, places
 
     def put_by(self) -> Batch:
         """What is known of the samples, for a later step: without the call and its tensors."""
@@ -211,6 +219,13 @@ class Batch:
             for i, row in enumerate(rows):
                 row += part[i * width : (i + 1) * width]
         return rows
+
+
+def _shapes(call: Mapping[Any, Any]) -> Any:
+    """All that the places of samples depend on; None where an argument holds tensors within."""
+    if any(isinstance(value, (list, tuple, Mapping)) for value in call.values()):
+        return None
+    return tuple((key, getattr(value, "shape", None)) for key, value in call.items())
 
 
 def _has_rows(value: Any) -> bool:

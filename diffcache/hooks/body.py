@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .again import compare, repeatable
 from .attach import HOOK_NAME, attach, detach
+from .gradients import without_gradients
 from .outputs import flatten
 from .passes import Capturing, Exploring, Replaying
 from .plans import Plan, propose
@@ -60,7 +61,7 @@ class BodySite:
         return result, self._taken(seen)
 
     def _taken(self, seen: Capturing) -> list[Tensor] | None:
-        with torch.no_grad():
+        with without_gradients():
             residuals = seen.residuals()
         if residuals is None:
             # Another kind of call (a modality left out, a block list not run), or the input was overwritten.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Number
 from typing import Any
 
@@ -223,13 +223,14 @@ class Clock:
         """Whether sigmas are known, so that the axes other than ``index`` can be used."""
         return bool(self._noise_levels())
 
-    def time(self, axis: str, step: int) -> float:
-        """Time of ``step`` on an axis that increases along the trajectory: ``index``, ``sigma`` or ``logsnr``."""
+    def times(self, axis: str, steps: Iterable[int]) -> list[float]:
+        """Times of ``steps`` on an axis that increases along the trajectory: ``index``, ``sigma`` or ``logsnr``."""
         levels = self._noise_levels() if axis != "index" else []
         if not levels:
-            return float(step)
-        level = levels[min(step + self._offset, len(levels) - 1)]
-        return -level if axis == "sigma" else _log_snr(level, flow=max(levels) <= 1.0 + 1e-6)
+            return list(map(float, steps))
+        known = [levels[min(step + self._offset, len(levels) - 1)] for step in steps]
+        flow = axis != "sigma" and max(levels) <= 1.0 + 1e-6
+        return [-level if axis == "sigma" else _log_snr(level, flow) for level in known]
 
     def _noise_levels(self) -> list[float]:
         if self._levels is None:
@@ -309,7 +310,7 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
         return float(timestep) if isinstance(timestep, Number) else None
     if timestep.numel() == 0:
         return None
-    if timestep.device.type != "cpu":
+    if not timestep.is_cpu:
         return float(timestep.max()) if sync else None
     known = timestep.detach() if timestep.requires_grad else timestep
     # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.

@@ -179,14 +179,15 @@ class DenoiserHook(ModelHook):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None
             segment, step = self._locate(clock, progress, timestep)
+        signature = self.anatomy.signature(inputs) if segment.keeps else None
         verdict = segment.decide(step, branch)
         if segment.changed:  # what changed the weights may have moved modules as well
             segment.changed = False
             self.look_again()
-        if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs):
+        if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs, signature):
             segment.compute_after_all(step, branch)
             verdict = Verdict.COMPUTE
-        return _Turn(segment, branch, step, verdict, inputs)
+        return _Turn(segment, branch, step, verdict, inputs, signature)
 
     def _locate(self, clock: Clock, progress: Progress, timestep: Any) -> tuple[Segment, int]:
         now = clock.locate(timestep)
@@ -206,9 +207,9 @@ class DenoiserHook(ModelHook):
         switch = self.clock.first_below(self.boundary) if self.boundary is not None else None
         return (switch if switch is not None and switch > start else total) - start
 
-    def _can_predict(self, branch: Branch, step: int, inputs: dict[str, Any]) -> bool:
+    def _can_predict(self, branch: Branch, step: int, inputs: dict[str, Any], signature: Any) -> bool:
         """Whether a due prediction is possible; if not, the reason is counted."""
-        if branch.cache.ready and branch.signature != self._signature(inputs):
+        if branch.cache.ready and branch.signature != signature:
             branch.forget()
             reason = "input shape, dtype or device changed"
         elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
@@ -221,7 +222,7 @@ class DenoiserHook(ModelHook):
 
     def _recorded(self, turn: _Turn) -> Moment:
         """A step that is, or may be, computed; what its branch holds must fit its inputs."""
-        segment, branch, step, signature = turn.segment, turn.branch, turn.step, self._signature(turn.inputs)
+        segment, branch, step, signature = turn.segment, turn.branch, turn.step, turn.signature
         if branch.signature != signature:
             branch.forget()
         branch.signature = signature
@@ -229,10 +230,6 @@ class DenoiserHook(ModelHook):
             branch.folded = folded(turn.inputs.get(self.anatomy.sample))
         ahead = segment.ahead(step)
         return Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
-
-    def _signature(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
-        """What must not change under a history."""
-        return self.anatomy.signature(inputs)
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -291,13 +288,14 @@ class DenoiserHook(ModelHook):
 
 @dataclass(slots=True)
 class _Turn:
-    """One call of the denoiser: where it is in its trajectory, and what to do."""
+    """One call of the denoiser: where it is in its trajectory, what to do, and what must not change under a history."""
 
     segment: Segment
     branch: Branch
     step: int
     verdict: Verdict
     inputs: dict[str, Any]
+    signature: Any
 
 
 def _device(inputs: dict[str, Any]) -> torch.device:

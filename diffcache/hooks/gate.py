@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
+from .gradients import without_gradients
 from .modules import first_attention
 from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
@@ -148,11 +149,13 @@ class Gating:
         streams = named_tensors(block, args, kwargs)
         self._recent = [*self._recent, streams][-self.plan.before - 1 :]
         if block is self.plan.start:
-            with torch.no_grad():
+            with without_gradients():
                 heard = _added(streams, self._recent[0])
             self._recent = []
             if heard is not None:
                 self._pass(heard)
+            if self._now.first is None:
+                self._now.begin(streams)
 
     def inside(self, value: Tensor) -> None:
         # lists that run before the body (text refiners) have attentions as well

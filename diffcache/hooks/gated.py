@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..predictors.resting import Home, fetch, home_of
@@ -15,6 +14,7 @@ from .batch import Batch, Batches, Shown
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .gate import GatedBody
+from .gradients import without_gradients
 from .recipe import Recipe
 from .rows import Rows
 from .sites import Answer, Asking, BodyOutput, Judge, Run
@@ -89,7 +89,7 @@ class GatedSite(BodyOutput, Asking):
         batch, moved = self.batches.of(run), []
 
         def decide(heard: Tensor) -> list[Tensor] | None:
-            with torch.no_grad():
+            with without_gradients():
                 moved.extend(judge(batch, [cache.change(batch, heard)]))
                 return None if len(moved) == batch.size else cache.predict(moment)
 
@@ -118,7 +118,7 @@ class GatedSite(BodyOutput, Asking):
                 cache.refer(all_seen[0])
                 return Answer(whole, 1.0, 1.0 + cost)
             (part, seen), cost = shown, 1.0 + cost
-        with torch.no_grad():
+        with without_gradients():
             if not cache.renew(rows, seen[1:], moment):
                 cache.drop()  # what is held is not theirs, and what they have does not fit
             elif self.recipe.signal == "modulated":

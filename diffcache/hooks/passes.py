@@ -127,17 +127,23 @@ class Capturing:
         self.first: dict[str, Tensor] | None = None
         self.values: list[Tensor | None] = [None] * len(plan.bases)
         self._versions: dict[str, int] = {}
-        self._armed = [False] * len(plan.bases)
+        self._left = False  # whether a block has run
+        self._ended: list[int] = []  # ends that were reached since the last block
         self._calls = 0
 
+    def begin(self, streams: dict[str, Tensor]) -> None:
+        """The first block of the body received ``streams``."""
+        # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
+        copies = self._copies or torch.compiler.is_compiling()
+        self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
+        self._versions = {} if copies else {n: version(t) for n, t in self.first.items()}
+
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._armed = [True] * len(self._armed)
+        self._left = True
+        if self._ended:
+            self._ended = []
         if block is self.plan.start and self.first is None:
-            streams = named_tensors(block, args, kwargs)
-            # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
-            copies = self._copies or torch.compiler.is_compiling()
-            self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
-            self._versions = {} if copies else {n: version(t) for n, t in self.first.items()}
+            self.begin(named_tensors(block, args, kwargs))
         output = forward(*args, **kwargs)
         if block is self.plan.last:
             self._calls += 1
@@ -151,8 +157,9 @@ class Capturing:
             self.values = [parts[i] for i in self.plan.parts]
 
     def exit(self, index: int, value: Tensor) -> Tensor:
-        if self._armed[index]:  # the first call after the last block
-            self.values[index], self._armed[index] = value, False
+        if self._left and index not in self._ended:  # the first call after the last block
+            self.values[index] = value
+            self._ended.append(index)
         return value
 
     @property
@@ -187,7 +194,7 @@ class Replaying:
             return forward(*args, **kwargs)
         streams = named_tensors(block, args, kwargs)
         if block is self.plan.start and self.first is None:
-            self._begin(streams)
+            self.begin(streams)
         results = passage.pass_on(streams)
         if block is self.plan.last:
             self._calls += 1
@@ -196,7 +203,8 @@ class Replaying:
                     results[index] = value
         return passage.template.rebuild(results)
 
-    def _begin(self, streams: dict[str, Tensor]) -> None:
+    def begin(self, streams: dict[str, Tensor]) -> None:
+        """The first block of the body received ``streams``."""
         # At once: what the model does to its streams from here on must not reach the end of the body.
         self.first = {n: streams[n].clone() for n in {name for base in self.plan.bases for name in base}}
         with torch.no_grad():

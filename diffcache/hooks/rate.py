@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
@@ -21,6 +20,7 @@ from .batch import Batch, Batches
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .forms import Form, counterparts, floating
+from .gradients import without_gradients
 from .outputs import flatten
 from .recipe import Recipe
 from .rows import Rows
@@ -96,7 +96,7 @@ class RateSite(OutputSite, Asking):
         return result
 
     def _keep(self, run: Run, result: Any, cache: RateCache, moment: Moment) -> None:
-        with torch.no_grad():
+        with without_gradients():
             seen = self._seen(run, result)
             _, cache.template = flatten(result)
             cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
@@ -137,7 +137,7 @@ class RateSite(OutputSite, Asking):
 
     def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> Answer:
         batch = self.batches.of(run)
-        with torch.no_grad():
+        with without_gradients():
             inputs = self._inputs(run)
             drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms), cache.forms)
             parts = zip(cache.rates, drivers, cache.previous, cache.computed, strict=True)
@@ -164,7 +164,7 @@ class RateSite(OutputSite, Asking):
         """The samples that moved by themselves, in the place of what was predicted for them."""
         run = batch.part(rows)
         part = run()
-        with torch.no_grad():
+        with without_gradients():
             seen = self._seen(run, part)
             inputs, outputs = zip(*cache.computed, strict=True)
             before = zip(rows.cut_all(inputs), rows.cut_all(outputs), strict=True)
@@ -175,7 +175,7 @@ class RateSite(OutputSite, Asking):
             return rows.merge(result, part)
 
     def predict(self, run: Run, cache: RateCache, moment: Moment, kinds: frozenset[str]) -> Any:
-        with torch.no_grad():
+        with without_gradients():
             bases = counterparts(self.anatomy, self._inputs(run), cache.forms)
             parts = zip(cache.forms, cache.predict(moment), bases, strict=True)
             return cache.template.rebuild([form.onto(difference, base) for form, difference, base in parts])

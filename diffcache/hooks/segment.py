@@ -299,13 +299,14 @@ class Segment:
 
     def time(self, step: int) -> float:
         """Time of a step of the segment, on the recipe's axis."""
-        return self._clock.time(self.recipe.axis, step + self.start)
+        return self._clock.times(self.recipe.axis, (step + self.start,))[0]
 
     def ahead(self, step: int) -> list[float]:
         """Times of the steps after a computed ``step`` that may be predicted."""
         if self.total is None:
             return []
-        return [self.time(step + k) for k in range(1, self.schedule.reach(step) + 1)]
+        first = step + self.start + 1
+        return self._clock.times(self.recipe.axis, range(first, first + self.schedule.reach(step)))
 
     @property
     def keeps(self) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
@@ -17,6 +16,7 @@ from .batch import Batch, Batches
 from .body import BodySite
 from .cache import Cache, Moment
 from .forecast import Forecast
+from .gradients import without_gradients
 from .outlook import prepare
 from .outputs import flatten
 from .recipe import Recipe
@@ -119,7 +119,7 @@ class ForecastSite(Site):
     def prepare(self, caches: Sequence[Forecast]) -> None:
         due = [cache for cache in caches if cache.due is not None]
         if due:
-            with torch.no_grad():
+            with without_gradients():
                 prepare(due)
 
 
@@ -136,7 +136,7 @@ class OutputSite(ForecastSite):
 
     def compute(self, run: Run, cache: Forecast, moment: Moment) -> Any:
         result = run()
-        with torch.no_grad():
+        with without_gradients():
             tensors, cache.template = flatten(result)
             if len(cache.layouts) != len(tensors):
                 cache.layouts = [self._layout(t) for t in tensors]
@@ -144,7 +144,7 @@ class OutputSite(ForecastSite):
         return result
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
-        with torch.no_grad():
+        with without_gradients():
             return cache.template.rebuild(cache.predict(moment))
 
     def _layout(self, output: Tensor) -> TokenLayout:
@@ -177,13 +177,13 @@ class BodyOutput(ForecastSite):
         if residuals is None or cache.template is not self.body.plan:
             cache.drop()  # what is held belongs to another body, or this step showed none
         if residuals is not None:
-            with torch.no_grad():
+            with without_gradients():
                 cache.template = self.body.plan
                 cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
                 cache.record(residuals, moment, given=True)
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
-        with torch.no_grad():
+        with without_gradients():
             residuals = cache.predict(moment)
         return self.body.replay(run, residuals)
 

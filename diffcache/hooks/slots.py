@@ -52,8 +52,7 @@ class Slot:
             return False
         source = self.passage.sources[0]
         value = result if source is None else result - streams[source]
-        kept = owned(value) if self._as_they_are and not value.is_inference() else self._kept([value])[0]
-        self._push([kept], moment)
+        self._push([owned(value)] if self._as_they_are and not value.is_inference() else self._kept([value]), moment)
         return True
 
     def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
@@ -75,8 +74,6 @@ class Slot:
         if any(t.is_inference() for t in tensors):  # copies that are made outside inference mode count their versions
             with torch.inference_mode(False), torch.no_grad():
                 return [self.rest.keep(t) for t in tensors]
-        if self._as_they_are:
-            return [owned(t) for t in tensors]
         return [self.rest.keep(t) if self.rest.moves(t) else owned(t) for t in tensors]
 
     @property

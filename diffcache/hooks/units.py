@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from .attach import HOOK_NAME, attach, detach
 from .cache import Moment
 from .finite import FiniteOutlook
+from .gradients import without_gradients
 from .modules import Unit
 from .ports import FeederPort, Port, traced
 from .recipe import Recipe
@@ -109,7 +109,7 @@ class UnitSite(Site):
             (slot, visit), self._latest = self._latest, None
             passage = self._links.told(visit.block, visit.passage)
             if passage != slot.passage:
-                with torch.no_grad():
+                with without_gradients():
                     slot.amend(passage.added(visit.streams, visit.parts), passage)
 
     def _settle(self, cache: UnitCache) -> None:
@@ -235,13 +235,13 @@ class _UnitHook(ModelHook):
         passage, tensors = trace(self.unit.module, streams, result)
         visit = Visit(self.unit.module, streams, tensors, passage)
         passage = self.site.passage(visit)
-        with torch.no_grad():
+        with without_gradients():
             slot = now.cache.put(call, passage.added(streams, tensors), passage, now.moment)
         slot.form = form_of(streams, result)
         self.site.after(visit, slot)
 
     def _predict(self, now: _Pass, slot: Slot, streams: dict[str, Tensor]) -> Any:
-        with torch.no_grad():
+        with without_gradients():
             values = now.cache.get(slot, now.moment)
             return slot.passage.template.rebuild(slot.passage.onto(streams, values))
 

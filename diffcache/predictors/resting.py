@@ -47,6 +47,8 @@ class Rest:
 
     def moves(self, value: Tensor) -> bool:
         """Whether the value rests as something else, or elsewhere."""
+        if self.dtype is None and not self.offload:
+            return False
         home = home_of(value)
         return self.place(home) != home
 
@@ -74,7 +76,7 @@ class Rest:
 
     def rounded(self, value: Tensor) -> Tensor:
         """The value with the digits that it would have at rest: what is compared with one that has rested."""
-        return value.to(self.place(home_of(value)).dtype).to(value.dtype)
+        return value if self.dtype is None else value.to(self.place(home_of(value)).dtype).to(value.dtype)
 
 
 def waken(rested: Tensor, device: torch.device) -> Tensor:

@@ -96,7 +96,10 @@ class Schedule:
     def reach(self, step: int) -> int:
         """How many steps after a computed ``step`` may be predicted at most, before any plan."""
         ahead = step + 1
-        while not (self._must(ahead, step) or self.placed_after(ahead, step)):
+        if self.total is None or ahead < self.warmup:
+            return 0
+        end = min(self.total - self.cooldown, ahead + self.max_skip)
+        while ahead < end and not self.placed_after(ahead, step):
             ahead += 1
         return ahead - step - 1
 
