@@ -74,8 +74,8 @@ class Batch:
     def _inspect(self, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> tuple[int, list[Place]]:
         """How many samples there are, and where."""
         size = len(self.sample) if self._listed or _has_rows(self.sample) else 1
-        if size == 1:
-            return 1, []
+        if size <= 1:
+            return size, []
         anatomy, places = self._known.anatomy, []
         keys = dict(zip(values, call, strict=True))
         for name, value in values.items():

@@ -75,6 +75,9 @@ def _ratio(value: Tensor, other: Tensor) -> Tensor:
 
 
 def length(value: Tensor) -> Tensor:
-    """Sum of absolute values of each sample, in one pass: finite if they all are."""
+    """Sum of absolute values of each sample: finite if they all are."""
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(value, 1, tuple(range(1, value.dim())), dtype=dtype)
+    inner = tuple(range(1, value.dim()))
+    if value.is_cpu:  # where the one pass of the norm takes ten times as long as these two
+        return value.abs().sum(inner, dtype=dtype)
+    return torch.linalg.vector_norm(value, 1, inner, dtype=dtype)
