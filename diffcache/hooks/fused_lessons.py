@@ -93,14 +93,18 @@ class _Judge:
         try:
             if unit.whole is None and self._lesson.unfused is None:
                 self._judge(call, (call, layer, kind), unit, flatten((args, kwargs))[0])
+                self._move(call, feeds, unit, held)
         except (Unfit, RuntimeError, ValueError, IndexError) as error:
             self._lesson.unfused = str(error).splitlines()[0]
+        return held.give()
+
+    def _move(self, call: Call, feeds: bool, unit: Lesson, held: Memory) -> None:
+        """The stream behind a unit."""
         self._fed = self._fed or feeds
         for number, place in enumerate(() if feeds else unit.results):
             if place is not None:
                 value = tokens_in(held.results[number], place, self._count)
                 self._stream = self._stream + self._look.gates[call, number].float() * value
-        return held.give()
 
     def settle(self) -> None:
         """Write down what was found, if it is all that kernels need."""
@@ -153,5 +157,5 @@ class _Judge:
         rows = tokens_in(there, Place(1, first, there.shape[1]), 3).double()
         zero, ones, small = rows[:, ZERO], rows[:, SIGNS], rows[:, 2]
         share = ((small - zero) / (ones - zero)).nanmedian().item()
-        found = _SMALL**2 * (1.0 / share**2 - 1.0) if share else _MOST
+        found = _SMALL**2 * (1.0 / share**2 - 1.0) if share and math.isfinite(share) else _MOST
         return 10.0 ** round(math.log10(min(max(found, _LEAST), _MOST)))

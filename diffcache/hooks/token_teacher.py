@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from .sites import Run
 from .token_passes import Call, FullPass, Lesson, Memory, TokenPass
 
 Memories = dict[Call, Memory]
+# what a model may raise that gets rows for which it was not written
+_FAULTS = (Unfit, RuntimeError, ValueError, TypeError, IndexError, KeyError)
 # Lists whose tokens are text.
 _TEXT_LIST = re.compile(r"refiner|context|text|txt|caption|perceiver", re.IGNORECASE)
 
@@ -95,8 +98,8 @@ class Teacher:
             learning = BlockLearningPass(memories, lessons, start, stream.shape[1])
             self._within(learning, run)
             errors = self._prove(memories, lessons, start, stream, run)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            raise refusal(self._model, str(error).splitlines()[0]) from error
+        except _FAULTS as error:
+            raise refusal(self._model, _first_line(error)) from error
         self._judge(lessons, errors, stream.dtype)
         if all(lesson.whole for lesson in lessons.values()):
             raise refusal(self._model, next(lesson.whole for lesson in lessons.values()))
@@ -112,11 +115,13 @@ class Teacher:
         if all(block.whole for block in known.blocks.values()):
             return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
         tokens, _ = trial = _trial(stream.shape[1], stream.device)
-        self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
+        try:
+            self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
+        except _FAULTS as error:
+            _unfuse(known, _first_line(error))
         why = self._try(known, trial, run, result, memories)
         if why is not None and any(block.sources for block in known.blocks.values()):
-            for block in known.blocks.values():
-                block.sources, block.unfused = None, block.unfused or f"with fused norms {why}"
+            _unfuse(known, f"with its norms by kernels {why}")
             why = self._try(known, trial, run, result, memories)
         return known if why is None else replace(known, blocks={}, unpacked=why)
 
@@ -129,8 +134,8 @@ class Teacher:
             now.end()
             same = torch.stack(compare(tensors_in_order(result), tensors_in_order(found))).tolist()
             why = None if all(same) else "its blocks do more than adding up results"
-        except (Broken, Unfit, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            why = str(error).splitlines()[0]
+        except (Broken, *_FAULTS) as error:
+            why = f"its blocks do not run on rows alone: {_first_line(error)}"
         if why is not None:  # it wrote into what is held
             self._within(FullPass(memories, known.units, self._lists), run)
         return why
@@ -147,8 +152,8 @@ class Teacher:
         except (RuntimeError, ValueError, IndexError) as error:
             # Modules that feed one unit did not agree on their rows.
             for unit in self._units:
-                for lesson in self._group(lessons, unit) if unit.feeders else ():
-                    lesson.whole = lesson.whole or str(error).splitlines()[0]
+                for lesson in chain(*self._groups(lessons, unit)) if unit.feeders else ():
+                    lesson.whole = lesson.whole or _first_line(error)
             proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
             self._within(proof, run)
         return proof.errors
@@ -174,16 +179,21 @@ class Teacher:
         self._join(lessons)
 
     def _join(self, lessons: dict[Call, Lesson]) -> None:
-        """A unit and the modules that feed it are computed on the same rows."""
+        """A unit and the modules that feed it are computed on the same rows, in each of its calls."""
         for unit in self._units:
-            group = self._group(lessons, unit)
-            reason = next((lesson.whole for lesson in group if lesson.whole), None)
-            for lesson in group:
-                lesson.whole = reason
+            for group in self._groups(lessons, unit):
+                reason = next((lesson.whole for lesson in group if lesson.whole), None)
+                for lesson in group:
+                    lesson.whole = reason
 
-    def _group(self, lessons: dict[Call, Lesson], unit: Unit) -> list[Lesson]:
+    def _groups(self, lessons: dict[Call, Lesson], unit: Unit) -> list[list[Lesson]]:
+        """Lessons of a unit and of what feeds it, by the number of the call."""
         names = {unit.name, *(feeder_name(unit, i) for i in range(len(unit.feeders)))}
-        return [lesson for (name, _), lesson in lessons.items() if name in names]
+        groups: dict[int, list[Lesson]] = {}
+        for (name, number), lesson in lessons.items():
+            if name in names:
+                groups.setdefault(number, []).append(lesson)
+        return list(groups.values())
 
 
 def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
@@ -192,6 +202,16 @@ def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
     count = min(fit, key=lambda c: (c == 1, abs(2 * c - tokens)))
     order = sorted(range(tokens), key=lambda i: i * 0.6180339887 % 1.0)
     return Selection(torch.tensor(order, device=device)), count
+
+
+def _unfuse(known: Known, why: str) -> None:
+    """Leave all norms to the blocks."""
+    for block in known.blocks.values():
+        block.sources, block.unfused = None, block.unfused or why
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def feeder_name(unit: Unit, index: int) -> str:
