@@ -12,7 +12,7 @@ import torch
 from diffcache.learn import calibrate
 from diffcache.learn.decoding import decoded, direction
 from diffcache.learn.effects import measure_effects
-from diffcache.learn.losses import unlikeness
+from diffcache.learn.losses import measure, unlikeness
 from diffcache.learn.refining import Ground, levels_of, refine
 from diffcache.learn.student import measure_gains, reach
 from diffcache.learn.work import Work
@@ -118,6 +118,16 @@ def test_the_decoded_loss_has_a_gradient_by_the_final_sample():
     step = 1e-3 * gradient / gradient.norm()
     assert loss(error + step) - loss(error - step) == pytest.approx(2 * float((gradient * step).sum()), rel=0.05)
     assert "decode" not in vae.__dict__
+
+
+def test_the_decoded_loss_is_that_of_the_pictures_which_a_pipeline_returns():
+    generator = np.random.default_rng(0)
+    frames = generator.random((1, 3, 20, 28, 3), np.float32)  # a clip: batch, frames, height, width, channels
+    near, far = (np.clip(frames + size * generator.normal(size=frames.shape), 0, 1) for size in (0.02, 0.2))
+    sample = torch.zeros(1)
+    losses = [measure("decoded", sample, (x,), sample, (frames,)) for x in (frames, near, far)]
+    assert losses[0] == pytest.approx(0.0, abs=1e-6)
+    assert 1e-4 < losses[1] < 0.1 < losses[2] < 1.0
 
 
 def test_a_table_of_the_paper_s_site_is_learned_from_one_shot():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 LOSSES = ("latent", "decoded")
@@ -23,7 +22,7 @@ def measure(loss: str, found: Tensor, picture: Any, wanted: Tensor, reference: A
         return float((found - wanted).square().mean() / wanted.square().mean())
     from ..media.frames import read_output
 
-    first, second = (torch.as_tensor(read_output(p).pixels).float().movedim(-1, 1) for p in (picture, reference))
+    first, second = (read_output(p).pixels.float() for p in (picture, reference))
     return float(unlikeness(first, second))
 
 
