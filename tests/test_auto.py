@@ -46,7 +46,7 @@ def walk(seed, steps=8, width=40):
     track = Track()
     for step in range(steps):
         t = step / steps
-        track.note("all", step, a * (1 - t), [a + b * t + c * t**2 * 0.3 + 0.1 * torch.sin(6 * t * b)])
+        track.note("all", step, [a[None] * (1 - t)], [(a + b * t + c * t**2 * 0.3 + 0.1 * torch.sin(6 * t * b))[None]])
     return track
 
 
@@ -74,8 +74,8 @@ def test_weights_are_no_worse_than_reuse_linear_and_taylor_on_what_they_were_fit
     plan = tabulate(evidence, computed)
     for step in (4, 6, 7):
         history = before(computed, step)
-        stack = [torch.stack([*(t.outputs["all"][s] for s in history), t.samples[history[0]]]) for t in tracks]
-        truth = torch.cat([t.outputs["all"][step] for t in tracks])
+        stack = [torch.cat([*(t.outputs["all"][s] for s in history), t.samples[history[0]]]) for t in tracks]
+        truth = torch.cat([t.outputs["all"][step][0] for t in tracks])
 
         def miss(weights, stack=stack, truth=truth):
             made = torch.cat([torch.tensor(weights, dtype=torch.float32) @ rows for rows in stack])
@@ -91,7 +91,7 @@ def test_a_constant_trajectory_is_reproduced():
     """With everything held constant a plan made of it changes nothing."""
     track = Track()
     for step in range(6):
-        track.note("all", step, torch.ones(9), [torch.arange(9.0)])
+        track.note("all", step, [torch.ones(1, 9)], [torch.arange(9.0)[None]])
     plan = tabulate(Evidence.of([track], 6), (0, 2))
     for step in (1, 3, 4, 5):
         weights, count = plan.weights["all"][step], len(plan.before(step))

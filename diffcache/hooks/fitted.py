@@ -18,6 +18,9 @@ from .forms import Form, counterparts
 from .outputs import flatten
 from .sites import OutputSite, Run
 
+#: squared relative change of an output below which it stands still: what rounding makes
+STILL = 1e-12
+
 
 class FittedCache(Forecast):
     """The planned outputs of one branch, and the sample at the newest.
@@ -26,12 +29,14 @@ class FittedCache(Forecast):
 
     Attributes:
         branch: its name, by which the plan knows it.
+        still: for each output and sample of the batch whether it is the same at the last two planned steps: then
+            nothing moves, and it is reused whatever the weights are.
     """
 
     def forget(self) -> None:
         super().forget()
         self.samples: list[History] = []
-        self._error_now: Tensor | None = None
+        self.still: list[list[bool]] = []
 
     @property
     def pilot(self) -> Any:
@@ -74,7 +79,7 @@ class FittedCache(Forecast):
             moment: the step.
         """
         if self.pilot.watching:
-            self.pilot.watch(self.branch, moment.step, samples[0] if samples else None, values)
+            self.pilot.watch(self.branch, moment.step, samples, values)
         if self.plan is None:
             return
         error = self._miss(values, moment) if moment.error and self.ready and self.planned else None
@@ -90,6 +95,7 @@ class FittedCache(Forecast):
         for history, value in zip([*self.histories, *self.samples], [*values, *samples], strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][:DEPTH]
+        self.still = []  # not known until the host reads
 
     def _miss(self, values: Sequence[Tensor], moment: Moment) -> Tensor:
         """Squared relative error (RMS over RMS) of the prediction for this step; the worst sample."""
@@ -102,11 +108,21 @@ class FittedCache(Forecast):
     # -- predicted steps -------------------------------------------------------------------------------------------
 
     def predict(self, moment: Moment) -> list[Tensor]:
-        weights = self.plan.weights[self.branch][moment.step]
         return [
-            combine(rows, self._matching(weights, len(rows)), out=self.histories[i].blank())
+            combine(rows, self._shares(i, moment.step, rows), out=self.histories[i].blank())
             for i, rows in enumerate(self.rows())
         ]
+
+    def _shares(self, index: int, step: int, rows: Sequence[Tensor]) -> list[Any]:
+        """The weights of a prediction: numbers, or where samples of the batch stand still one for each sample."""
+        weights, still = self.coming(step, len(rows)), self.still[index] if self.still else []
+        if not any(still):
+            return weights
+        if all(still):
+            return reused(len(rows))
+        each = zip(*(reused(len(rows)) if stands else weights for stands in still), strict=True)
+        shape = (-1, *[1] * (rows[0].dim() - 1))
+        return [torch.tensor(row, device=rows[0].device).view(shape) for row in each]
 
     def rows(self) -> list[list[Tensor]]:
         """For each output what its prediction is a sum of: stored values, newest first, and the sample."""
@@ -125,6 +141,11 @@ class FittedCache(Forecast):
         return self._matching(self.plan.weights[self.branch][step], rows)
 
 
+def reused(rows: int) -> list[float]:
+    """Weights that take the newest output as it is."""
+    return [1.0] + [0.0] * (rows - 1)
+
+
 class FittedOutlook(Outlook):
     """What can go wrong with a coming run, from the inner products of what is stored."""
 
@@ -136,23 +157,28 @@ class FittedOutlook(Outlook):
             rows = torch.stack([value.float().flatten(1) for value in values], 1)
             self._counts.append((rows.shape[1], rows.shape[0], rows.shape[2]))
             parts += [torch.bmm(rows, rows.mT).flatten(), rows.sum(2).flatten()]
+            parts.append((rows[:, 0] - rows[:, min(1, len(cache.steps) - 1)]).square().sum(1))
         self.numbers = torch.cat(parts)
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         cache, numbers = self._cache, list(numbers)
         error = numbers.pop(0) if self._has_error else nan
+        cache.still = []
         ahead = range(self._moment.step + 1, self._moment.step + 1 + len(self._moment.ahead))
         alarms, suspects = [False] * len(ahead), []
         for index, (rows, samples, size) in enumerate(self._counts):
             grams, sums = numbers[: samples * rows * rows], numbers[samples * rows * rows :][: samples * rows]
             numbers = numbers[samples * rows * (rows + 1) :]
+            changes, numbers = numbers[:samples], numbers[samples:]
             tables = [
                 (grams[i * rows * rows : (i + 1) * rows * rows], sums[i * rows : (i + 1) * rows])
                 for i in range(samples)
             ]
-            newest = [1.0] + [0.0] * (rows - 1)
+            newest = reused(rows)
+            cache.still.append([c <= STILL * g[0] for c, (g, _) in zip(changes, tables, strict=True)])
             now = [_variance(table, newest, size) for table in tables]
-            coming = [[_variance(table, cache.coming(j, rows), size) for table in tables] for j in ahead]
+            used = [[newest if stands else cache.coming(j, rows) for stands in cache.still[index]] for j in ahead]
+            coming = [[_variance(t, w, size) for t, w in zip(tables, row, strict=True)] for row in used]
             bad = cache.collapses(index, now, coming)
             alarms = [alarm or any(row) for alarm, row in zip(alarms, bad, strict=True)]
             suspects.append([any(column) for column in zip(*bad, strict=True)] if bad else [False] * samples)

@@ -17,20 +17,24 @@ from ..errors import ConfigError
 from ..hooks.anatomy import find_denoisers, inspect_denoiser
 from ..hooks.compiled import unwrapped
 from ..hooks.identity import identify
+from ..methods.auto import FORM, assured
 from ..predictors import Plan
 from ..predictors.evidence import Evidence, Track
 from ..schedules.calibration import Calibration, Expert, Identity
+from ..schedules.motion import Motion
 from ..schedules.planning import Landscape, frontier, tabulate
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .kept import Kept
 from .measuring import Reporter
 from .piloting import Flight, fly, psnr
-from .refitting import refit
+from .refitting import misses, refit
 
 #: what a predicted step is taken to cost, in computed ones, until it is measured
 CHEAP = 0.01
 #: plans are made a little faster than asked for, so that they are as fast when they are measured
 SLACK = 1.01
+#: runs that are left out of the last fit of each plan, one at a time, to see what it promises too much
+LEFT_OUT = 2
 #: longest span that a probe predicts
 PROBE = 3
 
@@ -50,7 +54,7 @@ class AutoCalibrator(Calibrator):
     seeds: ClassVar[str] = ",".join(map(str, range(1000, 1008)))
 
     speedups: tuple[float, ...] = (1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
-    rounds: int = 1
+    rounds: int = 2
     probes: int = 8
 
     def __post_init__(self) -> None:
@@ -64,8 +68,14 @@ class AutoCalibrator(Calibrator):
         if len(calls) < 2:
             raise ConfigError("seeds: one is too few, auto fits on some and must see how they differ: at least 2")
         name, identity = _denoiser(pipe)
-        about = {"model": identity.model, "settings": identity.settings, "runs": len(calls), **asdict(self)}
-        bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, about))
+        about = {
+            "model": identity.model,
+            "settings": identity.settings,
+            "runs": len(calls),
+            "form": FORM,
+            **asdict(self),
+        }
+        bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, {**about, "form": FORM, **asdict(self)}))
         bench.fly_dense()
         landscape = Landscape(bench.evidence, bench.gains(self.probes))
         counts = [count for count in map(bench.count, sorted(set(self.speedups))) if count >= 2]
@@ -73,7 +83,13 @@ class AutoCalibrator(Calibrator):
             raise ConfigError(f"speedups: {bench.steps} steps are too few for any of them")
         plans = frontier(landscape, min(counts), max(counts))
         found = [bench.improve(plans[count], self.rounds) for count in dict.fromkeys(counts) if count in plans]
-        expert = Expert(identity, bench.steps, bench.evidence.branches, *_numbers(found, bench))
+        expert = Expert(
+            identity,
+            bench.steps,
+            tuple(dict.fromkeys(bench.evidence.branches)),
+            *_numbers(found, bench),
+            facts={"form": FORM},
+        )
         bench.kept.discard()
         sampler = getattr(pipe, "scheduler", None)
         guidance = getattr(pipe, "_guidance_scale", None)
@@ -87,8 +103,6 @@ class AutoCalibrator(Calibrator):
         )
 
     def describe(self, expert: Expert) -> Facts:
-        from ..methods.auto import assured
-
         n = expert.numbers
         rows = zip(n["speedup"].tolist(), n["computed"].sum(1).tolist(), n["psnr"].mean(1).tolist(), assured(expert))
         return [
@@ -102,6 +116,7 @@ class _Measured:
     plan: Plan
     psnr: list[float]
     costs: tuple[float, float, float]
+    optimism: float
 
     @property
     def speedup(self) -> float:
@@ -134,6 +149,7 @@ class _Bench:
             )
         (self.steps,), self.timesteps = lengths, timesteps
         self.evidence = Evidence.of(self._all(), self.steps)
+        self.motion = Motion.of(self.evidence)
 
     def _dense(self, call: Call, label: str) -> dict[str, Tensor]:
         return _pack(self._fly(call, None, label))
@@ -175,30 +191,49 @@ class _Bench:
 
     def improve(self, computed: Sequence[int], rounds: int) -> _Measured:
         """The plan with these steps, after some rounds of fitting; the best of them by PSNR."""
-        plan, tried = tabulate(self.evidence, computed, self.timesteps), []
-        for turn in range(1, rounds + 2):
-            label = f"{len(computed)} of {self.steps} steps, round {turn}/{rounds + 1}"
-            found = self.kept.once(label, partial(self._try, plan, label))
-            limits = tuple(found["limits"].tolist())
-            used = _with(plan, found["used"], limits)
-            tried.append(_Measured(used, found["psnr"].tolist(), tuple(found["costs"].tolist())))
-            plan = _with(plan, found["next"], limits)
-        return max(tried, key=lambda m: float(np.mean(m.psnr)))
+        label = f"{len(computed)} of {self.steps} steps"
+        found = self.kept.once(label, partial(self._improve, computed, rounds, label))
+        plan = tabulate(self.evidence, computed, self.timesteps)
+        plan = _with(plan, found["weights"], tuple(found["limits"].tolist()))
+        return _Measured(plan, found["psnr"].tolist(), tuple(found["costs"].tolist()), float(found["optimism"]))
 
-    def _try(self, plan: Plan, label: str) -> dict[str, Tensor]:
-        """Run a plan on every call, and fit its weights on what it made."""
-        count = len(self.calls)
-        flights = [self._fly(call, plan, f"{label}, run {i}/{count}") for i, call in enumerate(self.calls, 1)]
-        fitted = refit(plan, [track for flight in flights for track in flight.tracks], self._all())
-        quality = [psnr(flight.pictures, dense) for flight, dense in zip(flights, self.pictures, strict=True)]
-        costs = [median(flight.costs[i] for flight in flights) for i in range(3)]
+    def _improve(self, computed: Sequence[int], rounds: int, label: str) -> dict[str, Tensor]:
+        plan, made, tried = tabulate(self.evidence, computed, self.timesteps), [], []
+        for turn in range(1, rounds + 2):
+            flights = [
+                self._fly(call, plan, f"{label}, round {turn}/{rounds + 1}, run {i}/{len(self.calls)}")
+                for i, call in enumerate(self.calls, 1)
+            ]
+            made.append([flight.tracks for flight in flights])
+            quality = [psnr(flight.pictures, dense) for flight, dense in zip(flights, self.pictures, strict=True)]
+            costs = [median(flight.costs[i] for flight in flights) for i in range(3)]
+            tried.append((sum(quality), turn, plan, quality, costs))
+            plan = self._refit(plan, made) if turn <= rounds else plan
+        _, turn, best, quality, costs = max(tried, key=lambda t: t[:2])
+        limits = misses(best, [track for tracks in made[turn - 1] for track in tracks], self._all())
         return {
             "psnr": torch.tensor(quality, dtype=torch.float64),
             "costs": torch.tensor(costs, dtype=torch.float64),
-            "limits": torch.tensor(fitted.limits, dtype=torch.float32),
-            "used": _table(plan),
-            "next": _table(fitted),
+            "limits": torch.tensor(limits, dtype=torch.float32),
+            "weights": _table(best),
+            "optimism": torch.tensor(self._optimism(best, made[: turn - 1], quality, label), dtype=torch.float64),
         }
+
+    def _refit(self, plan: Plan, made: Sequence[Sequence[list[Track]]], without: int | None = None) -> Plan:
+        """New weights from all runs but one."""
+        taken = [i for i in range(len(self.calls)) if i != without]
+        rounds = [[track for i in taken for track in tracks[i]] for tracks in made]
+        return refit(plan, rounds, [track for i in taken for track in self.tracks[i]], self.motion)
+
+    def _optimism(
+        self, plan: Plan, made: Sequence[Sequence[list[Track]]], quality: Sequence[float], label: str
+    ) -> float:
+        """How much better runs are that the weights were fitted to, in dB: some are left out of the last fit."""
+        lost = []
+        for left_out in range(min(LEFT_OUT, len(self.calls) if made else 0)):
+            flight = self._fly(self.calls[left_out], self._refit(plan, made, left_out), f"{label}, check", False)
+            lost.append(quality[left_out] - psnr(flight.pictures, self.pictures[left_out]))
+        return max(0.0, sum(lost) / len(lost)) if lost else 0.0
 
 
 def _table(plan: Plan) -> Tensor:
@@ -226,8 +261,11 @@ def _unpack(stage: dict[str, Tensor]) -> tuple[list[Track], Tensor, tuple[float,
         if key not in ("pictures", "timesteps"):
             number, kind, *rest = key.split(".", 2)
             track = tracks.setdefault(int(number), Track())
-            target = track.samples if kind == "sample" else track.outputs.setdefault(rest[0], {})
-            target.update(enumerate(value))
+            if kind == "sample":
+                for step, sample in enumerate(value):
+                    track.take(step, sample)
+            else:
+                track.outputs.setdefault(rest[0], {}).update(enumerate(value))
     return [tracks[i] for i in sorted(tracks)], stage["pictures"], tuple(stage["timesteps"].tolist())
 
 
@@ -247,6 +285,7 @@ def _numbers(found: Sequence[_Measured], bench: _Bench) -> tuple[dict[str, Tenso
         "weights": torch.stack([_table(m.plan) for m in found]),
         "limits": torch.tensor([m.plan.limits for m in found], dtype=torch.float32),
         "psnr": torch.tensor([m.psnr for m in found], dtype=torch.float32),
+        "optimism": torch.tensor([m.optimism for m in found], dtype=torch.float32),
         "speedup": torch.tensor([m.speedup for m in found], dtype=torch.float32),
         "timesteps": torch.tensor(bench.timesteps or [0.0], dtype=torch.float32)[: steps if bench.timesteps else 0],
     }

@@ -44,8 +44,8 @@ class Recorder(Pilot):
         self.tracks.append(Track())
         return self.plan
 
-    def watch(self, branch: str, step: int, sample: Tensor | None, outputs: Sequence[Tensor]) -> None:
-        self.tracks[-1].note(branch, step, sample, outputs)
+    def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        self.tracks[-1].note(branch, step, samples, outputs)
         self._reporter(step + 1, self._total)
 
 

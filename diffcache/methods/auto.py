@@ -14,6 +14,7 @@ from ..hooks.recipe import Recipe
 from ..predictors import Fitted, Pilot, Plan
 from ..schedules import Planned
 from ..schedules.calibration import Calibration, Expert
+from ..schedules.files import read_calibration
 from ..schedules.pilots import FilePilot, FirstRun
 from .calibrated import STEPS, CalibratedConfig
 from .checks import check_number
@@ -23,6 +24,8 @@ from .checks import check_number
 CAUTION = 1.84
 #: share of a speed-up that a plan must have been measured to have: what two measurements of one plan differ by
 NOISE = 0.98
+#: of the numbers in a file: 1 had weights for the outputs of the dense trajectories alone
+FORM = 2
 #: what is asked for where no target is given
 SPEEDUP = 2.0
 
@@ -53,6 +56,7 @@ class AutoConfig(CalibratedConfig):
         "weights": (None, None, STEPS, None),
         "limits": (None, STEPS),
         "psnr": (None, None),
+        "optimism": (None,),
         "speedup": (None,),
         "timesteps": (None,),
     }
@@ -76,6 +80,17 @@ class AutoConfig(CalibratedConfig):
         if self.schedule is not None and self.max_skip > 0:
             known = self._read()
             choose(known, next(iter(known.experts.values())), self)
+
+    def _read(self) -> Calibration:
+        known = read_calibration(self.schedule)
+        for expert in known.experts.values():
+            form = expert.facts.get("form", 1)
+            if known.method == self.method and form != FORM:
+                raise ScheduleFileError(
+                    f"{self.schedule}: form: the file has {form!r}, this diffcache reads {FORM}; make it again with: "
+                    f"diffcache calibrate --method {self.method}"
+                )
+        return super()._read()
 
     @property
     def needs_calibration(self) -> bool:
@@ -155,11 +170,14 @@ def choose(known: Calibration, expert: Expert, config: AutoConfig) -> int:
 
 
 def assured(expert: Expert) -> torch.Tensor:
-    """``[plans]``: the PSNR in dB that nine in ten samples have, from that of each run of the calibration."""
-    psnr = expert.numbers["psnr"].double()
+    """``[plans]``: the PSNR in dB that nine in ten samples have.
+
+    From that of each run of the calibration, less what runs lose that the weights were not fitted to.
+    """
+    psnr, optimism = expert.numbers["psnr"].double(), expert.numbers["optimism"].double()
     if psnr.shape[1] < 2:
-        return psnr[:, 0]
-    return psnr.mean(1) - CAUTION * psnr.std(1)
+        return psnr[:, 0] - optimism
+    return psnr.mean(1) - optimism - CAUTION * psnr.std(1)
 
 
 def plan_of(expert: Expert, number: int) -> Plan:

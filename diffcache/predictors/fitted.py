@@ -12,8 +12,6 @@ from .moments import Moments
 
 #: computed outputs that a prediction is made of; the sample at the newest of them comes on top
 DEPTH = 3
-#: share of a regressor's own square sum that is added to it, so that outputs that are nearly equal do no harm
-RIDGE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,13 @@ class Pilot:
         """A trajectory begins: the plan that holds for it. Raises ScheduleFileError where it was made for another."""
         return self.plan
 
-    def watch(self, branch: str, step: int, sample: Tensor | None, outputs: Sequence[Tensor]) -> None:
+    def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """A step was computed.
 
         Args:
             branch: name of the branch.
             step: index in the segment.
-            sample: the noisy sample in the form of the output, or None where they differ.
+            samples: for each output the noisy sample in its form; empty where one has none.
             outputs: what the denoiser returned.
         """
 
@@ -89,7 +87,7 @@ class Fitted(Predictor):
     """``sum_k w[k] * F[k] + w_x * x``: a straight sum with the weights that the plan has for the step.
 
     Reuse, linear, Taylor and any damping of them are special cases, so on the trajectories of the calibration none of
-    them is better. Unlike theirs the weights need not sum to 1.
+    them is better. Unlike theirs the weights need not sum to 1; where the outputs stand still the newest is reused.
 
     Args:
         pilot: says which plan holds.

@@ -43,9 +43,9 @@ class FilePilot(Pilot):
         self.plan = self._made
         return self.plan
 
-    def watch(self, branch: str, step: int, sample: Tensor | None, outputs: Sequence[Tensor]) -> None:
+    def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         if self._instead is not None:
-            self._instead.watch(branch, step, sample, outputs)
+            self._instead.watch(branch, step, samples, outputs)
 
 
 def _alike(here: Sequence[float], there: Sequence[float]) -> bool:
@@ -90,8 +90,8 @@ class FirstRun(Pilot):
             )
         return self.plan
 
-    def watch(self, branch: str, step: int, sample: Tensor | None, outputs: Sequence[Tensor]) -> None:
-        self._track.note(branch, step, sample, outputs)
+    def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        self._track.note(branch, step, samples, outputs)
 
     def _conclude(self) -> None:
         """Make a plan of the trajectory that was watched, if it came to its end."""

@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..predictors.evidence import Evidence, ridge
-from ..predictors.fitted import DEPTH, RIDGE, Plan, before
+from ..predictors.evidence import Evidence
+from ..predictors.fitted import DEPTH, Plan, before
+from .motion import Motion
 from .placing import neighbours, no_gaps, place
 
 #: longest run of predicted steps that is considered
@@ -31,7 +32,8 @@ class Landscape:
     def __init__(self, evidence: Evidence, gains: Sequence[float] | None = None) -> None:
         self.evidence = evidence
         gain = np.ones(evidence.steps) if gains is None else np.asarray(gains, np.float64)
-        self._push = pushes(evidence) * gain
+        self.motion = Motion.of(evidence)
+        self._push = self.motion.push * gain
         self.spans = lru_cache(maxsize=None)(self._spans)
 
     @property
@@ -45,19 +47,24 @@ class Landscape:
         steps = np.arange(first, min(first + LONGEST, self.steps))
         columns: list[int] = []
         rows: list[np.ndarray] = []
-        for branch in range(len(known.branches)):
-            targets = np.array([known.output(branch, j) for j in steps], int)
-            regressors = known.regressors(branch, history)
-            push = self._push[branch, steps]
-            inner = known.gram[np.ix_(regressors, regressors)]
-            weights = ridge(inner, known.gram[np.ix_(regressors, targets)], RIDGE)
+        for part, weights in enumerate(self._weights(history, steps)):
+            targets = np.array([known.output(part, j) for j in steps], int)
+            push = self._push[part, steps]
             rows += [np.triu(np.broadcast_to(push[:, None], (len(steps),) * 2)), -np.cumsum(weights * push, 1)]
-            columns += [*targets, *regressors]
+            columns += [*targets, *known.regressors(part, history)]
         if not len(steps):
             return np.zeros(1)
         sums = np.concatenate(rows)  # column k: the sum of the first k + 1 misses, over the columns of the evidence
         errors = np.einsum("ik,ij,jk->k", sums, known.gram[np.ix_(columns, columns)], sums, optimize=True)
         return np.concatenate([[0.0], np.maximum(errors, 0.0)])
+
+    def _weights(self, history: tuple[int, ...], steps: np.ndarray) -> list[np.ndarray]:
+        """Those of each part's branch."""
+        if not len(steps):
+            return []
+        found = self.evidence.weights(history, steps.tolist(), self._push[:, steps[0]])
+        names = list(dict.fromkeys(self.evidence.branches))
+        return [found[names.index(name)] for name in self.evidence.branches]
 
     def span(self, history: tuple[int, ...], end: int) -> float:
         """Squared error at the end of the span from ``history[0]`` to the next computed step ``end``."""
@@ -68,25 +75,6 @@ class Landscape:
         """Squared error of a plan."""
         ends = [*computed[1:], self.steps]
         return sum(self.span(before(computed, end), end) for end in ends)
-
-
-def pushes(evidence: Evidence) -> np.ndarray:
-    """``[branches, steps]``: how far the sampler moves the sample for one unit of each branch's output.
-
-    By least squares from the samples before and behind each step; where they are not known, 1 over the number of
-    branches.
-    """
-    count, steps = len(evidence.branches), evidence.steps
-    found = np.full((count, steps), 1.0 / count)
-    if not evidence.sampled or steps < 3:
-        return found
-    for step in range(steps - 1):
-        now, after = evidence.sample(step), evidence.sample(step + 1)
-        rows = [*(evidence.output(branch, step) for branch in range(count)), now]
-        gram = evidence.gram[np.ix_(rows, rows)]
-        found[:, step] = ridge(gram, evidence.gram[rows, after], 1e-10)[:count]
-    found[:, -1] = found[:, -2]  # what comes behind the last step is not seen
-    return found
 
 
 def frontier(landscape: Landscape, fewest: int, most: int) -> dict[int, tuple[int, ...]]:
@@ -122,20 +110,26 @@ def polish(landscape: Landscape, plan: Sequence[int], reach: int = 3) -> tuple[i
 
 def tabulate(evidence: Evidence, computed: Sequence[int], timesteps: Sequence[float] = ()) -> Plan:
     """The plan that computes these steps, with the weights that are best on dense trajectories."""
-    weights: dict[str, list[list[float]]] = {}
+    names, motion = list(dict.fromkeys(evidence.branches)), Motion.of(evidence)
+    weights = {name: [[0.0] * (DEPTH + 1)] for name in names}
     limits = np.zeros(evidence.steps)
-    for branch, name in enumerate(evidence.branches):
-        weights[name] = [[0.0] * (DEPTH + 1)]
-        for step in range(1, evidence.steps):
-            history, target = before(computed, step), evidence.output(branch, step)
-            rows = evidence.regressors(branch, history)
-            inner, cross = evidence.gram[np.ix_(rows, rows)], evidence.gram[rows, target]
-            found = ridge(inner, cross, RIDGE)
-            weights[name].append(spread_out(found.tolist(), len(history)))
-            size = evidence.gram[target, target]
-            miss = max(size - 2.0 * found @ cross + found @ inner @ found, 0.0)
-            limits[step] = max(limits[step], np.sqrt(miss / size) if size > 0.0 else np.inf)
+    for step in range(1, evidence.steps):
+        history = before(computed, step)
+        found = evidence.weights(history, [step], motion.push[:, step])[:, :, 0]
+        for name, row in zip(names, found, strict=True):
+            weights[name].append(spread_out(row.tolist(), len(history)))
+        for part, name in enumerate(evidence.branches):
+            limits[step] = max(limits[step], _miss(evidence, part, history, step, found[names.index(name)]))
     return Plan(evidence.steps, tuple(computed), weights, tuple(limits.tolist()), tuple(timesteps))
+
+
+def _miss(evidence: Evidence, part: int, history: Sequence[int], step: int, weights: np.ndarray) -> float:
+    """Relative error of a prediction."""
+    rows, target = evidence.regressors(part, history), evidence.output(part, step)
+    inner, cross = evidence.gram[np.ix_(rows, rows)], evidence.gram[rows, target]
+    size = evidence.gram[target, target]
+    miss = max(size - 2.0 * weights @ cross + weights @ inner @ weights, 0.0)
+    return float(np.sqrt(miss / size)) if size > 0.0 else np.inf
 
 
 def spread_out(found: Sequence[float], outputs: int) -> list[float]:
