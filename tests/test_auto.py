@@ -9,8 +9,18 @@ from math import inf
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from diffcache import ConfigError, ScheduleFileError, accelerate_pipeline, accelerated, list_models, restore
+from diffcache import (
+    ConfigError,
+    ScheduleFileError,
+    accelerate_model,
+    accelerate_pipeline,
+    accelerated,
+    denoising,
+    list_models,
+    restore,
+)
 from diffcache.errors import CalibratingWarning
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
 from diffcache.methods.auto import NOISE
@@ -18,7 +28,7 @@ from diffcache.predictors.evidence import Evidence, Track
 from diffcache.predictors.fitted import before
 from diffcache.schedules.planning import Landscape, frontier, tabulate
 
-from .models import decisions, run_wan, wan_pipeline
+from .models import FAMILIES, decisions, run_wan, wan_pipeline
 from .reads import Reads, ignore_inside, watched
 
 STEPS = 12
@@ -162,13 +172,44 @@ def test_a_harder_sample_than_those_of_the_calibration_is_computed_more_often(ma
 def test_a_pipeline_without_a_calibration_is_measured_in_its_first_generation():
     pipe, bare = wan_pipeline(), wan_pipeline()
     accelerate_pipeline(pipe, "auto", speedup=2)
-    with pytest.warns(CalibratingWarning, match="no calibration for 12 steps"):
+    with pytest.warns(CalibratingWarning, match="no calibration for 12 steps") as warned:
         first = run(1)(pipe)
+    assert [w.category for w in warned] == [CalibratingWarning]  # that nothing was skipped has been said
+    assert "to be measured" in pipe.diffcache.stats().reason
     assert torch.equal(first, run(1)(bare))
     run(2)(pipe)
     assert {text.count("F") for text in decisions(pipe)} == {STEPS // 2}
     restore(pipe)
     assert torch.equal(run(1)(pipe), first)
+
+
+def sampled(model, seed, moving=(True, True)):
+    """A bare loop over a batch of two, of which some samples are held where they began."""
+    kind, scheduler = FAMILIES["wan"], FlowMatchEulerDiscreteScheduler()
+    x, conditioning = kind.latents(seed, 2, 2), kind.conditioning(seed, 2)
+    still, outputs = ~torch.tensor(moving), []
+    with torch.no_grad(), denoising(model, STEPS, scheduler):
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            time = torch.where(still, 500.0, t)
+            out = model(hidden_states=x, timestep=time, **conditioning, **kind.fixed(2), return_dict=False)[0]
+            after = scheduler.step(out, t, x, return_dict=False)[0]
+            x = torch.where(still.view(2, 1, 1, 1, 1), x, after)
+            outputs.append(out)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("moving", [(False, False), (True, False)])
+def test_what_stands_still_is_reused_whatever_the_weights_are(moving, tmp_path):
+    """Law 6, for an input that no calibration has seen; also beside a sample that moves."""
+    model, path = FAMILIES["wan"].build(0), tmp_path / "auto.safetensors"
+    runs = [lambda m, seed=seed: sampled(m, seed)[-1] for seed in (1, 2)]
+    write_calibration(calibrate(model, "auto", runs, **{**OPTIONS, "probes": 0}), path)
+    dense = sampled(model, 3, moving)
+    accelerate_model(model, "auto", schedule=path, speedup=1.4, guard=inf)
+    outputs = sampled(model, 3, moving)
+    assert "c" in decisions(model)[0]
+    torch.testing.assert_close(outputs[:, 1], dense[:, 1], rtol=2e-6, atol=1e-5)
 
 
 def test_an_interrupted_calibration_goes_on(tmp_path):

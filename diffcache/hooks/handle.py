@@ -190,12 +190,13 @@ class Handle:
         reasons = [reason for _, hook in active for reason in hook.idle_reasons()]
         idle = all(s.predicted + s.partial == 0 for s in segments)
         reason = self.sessions.now.reason = reasons[0] if idle and reasons and self._may_skip else None
+        meant = any(segment.schedule.pause for _, hook in active for segment in hook.progress.closed)
         steps = sum(len(s.decisions) for s in segments if s.branch == segments[0].branch)
         count = self.trajectories[-1].trajectories + 1 if self.trajectories else 1
         self.trajectories.append(Stats(self.recipe.name, steps, segments, count, reason))
         for _, hook in active:
             hook.progress.closed = []
-        if reason and not self._warned:
+        if reason and not meant and not self._warned:
             self._warned = True
             warnings.warn(f"{self.recipe.name}: nothing was skipped: {reason}", NothingSkippedWarning, stacklevel=2)
 

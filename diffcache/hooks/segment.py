@@ -335,8 +335,8 @@ class Segment:
         if self.total is None:
             return "the number of steps is unknown: wrap the loop in denoising(model, num_inference_steps=N)"
         reasons = [f.reason for branch in self.branches.values() for f in branch.fallbacks]
-        if reasons:
-            return reasons[-1]
+        if self.schedule.pause or reasons:
+            return self.schedule.pause or reasons[-1]
         if self.schedule.warmup + self.schedule.cooldown >= self.total:
             return f"steps ({self.total}) <= warmup ({self.schedule.warmup}) + cooldown ({self.schedule.cooldown})"
         return "the schedule computed every step: its threshold or interval never allowed a prediction"

@@ -91,11 +91,10 @@ class AutoCalibrator(Calibrator):
             facts={"form": FORM},
         )
         bench.kept.discard()
-        sampler = getattr(pipe, "scheduler", None)
         guidance = getattr(pipe, "_guidance_scale", None)
         return Calibration(
             self.method,
-            None if sampler is None else type(sampler).__name__,
+            bench.sampler,
             bench.steps,
             len(calls),
             {name: expert},
@@ -133,6 +132,8 @@ class _Bench:
         self.pipe, self.calls, self.reporter, self.kept = pipe, calls, reporter, kept
         self.tracks: list[list[Track]] = []
         self.pictures: list[Tensor] = []
+        scheduler = getattr(pipe, "scheduler", None)
+        self.sampler = None if scheduler is None else type(scheduler).__name__
         self.predict, self.decide = CHEAP, 0.0  # what these cost a step, in computed ones
 
     def fly_dense(self) -> None:
@@ -155,7 +156,9 @@ class _Bench:
         return _pack(self._fly(call, None, label))
 
     def _fly(self, call: Call, plan: Plan | None, label: str, watching: bool = True) -> Flight:
-        return fly(self.pipe, call, plan, self.reporter, label, watching)
+        flight = fly(self.pipe, call, plan, self.reporter, label, watching)
+        self.sampler = flight.sampler
+        return flight
 
     def _all(self) -> list[Track]:
         return [track for tracks in self.tracks for track in tracks]

@@ -73,12 +73,15 @@ class Flight:
         tracks: its trajectories.
         pictures: what came out, ``[frames, 3, height, width]`` in [0, 1], or a tensor that a bare loop returned.
         costs: seconds of a computed and of a predicted step, and of the decisions of a trajectory.
+        timesteps: what the sampler passed to the denoiser.
+        sampler: class name, or None for a loop that named none.
     """
 
     tracks: list[Track]
     pictures: Tensor
     costs: tuple[float, float, float]
     timesteps: tuple[float, ...]
+    sampler: str | None
 
 
 def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str, watching: bool = True) -> Flight:
@@ -90,12 +93,12 @@ def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str
         if len(handle_of(pipe).hooks) != 1:
             raise UnsupportedModelError("auto plans pipelines with one denoiser, this one has several")
         output = run(pipe, call)
-        segments = handle_of(pipe).stats().segments
+        segments, sampler = handle_of(pipe).stats().segments, handle_of(pipe).sampler
     computed, predicted = sum(s.computed for s in segments), sum(s.predicted for s in segments)
     compute = sum(s.compute_seconds for s in segments) / max(computed, 1)
     predict = sum(s.predict_seconds for s in segments) / max(predicted, 1)
     decide = sum(s.decide_seconds for s in segments) / max(computed + predicted, 1)
-    return Flight(pilot.tracks, _pictures(output), (compute, predict, decide), pilot.timesteps)
+    return Flight(pilot.tracks, _pictures(output), (compute, predict, decide), pilot.timesteps, sampler)
 
 
 def _pictures(output: Any) -> Tensor:

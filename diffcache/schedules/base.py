@@ -54,6 +54,11 @@ class Schedule:
         #: step -> what was compared with :attr:`threshold` there
         self.heard: dict[int, float] = {}
 
+    @property
+    def pause(self) -> str | None:
+        """Why every step of this trajectory is computed, where that is meant and has been said."""
+        return None
+
     def twin(self) -> Schedule:
         """A copy that goes its own way from here on."""
         twin = copy(self)

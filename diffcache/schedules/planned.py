@@ -35,6 +35,12 @@ class Planned(Schedule):
         self.current = None if total is None else self.pilot.begin(total, timesteps)
         super().start(total, timesteps)
 
+    @property
+    def pause(self) -> str | None:
+        if self.current is not None or not self.pilot.watching:
+            return None
+        return "this generation was computed in full to be measured, the next ones are planned from it"
+
     def placed(self, step: int) -> bool:
         return self.current is None or self.current.computes(step)
 
