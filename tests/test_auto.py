@@ -23,7 +23,7 @@ from diffcache import (
 )
 from diffcache.errors import CalibratingWarning
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
-from diffcache.methods.auto import NOISE
+from diffcache.methods.auto import NINE, NOISE, assured, caution
 from diffcache.predictors.evidence import Evidence, Track
 from diffcache.predictors.fitted import before
 from diffcache.schedules.planning import Landscape, frontier, tabulate
@@ -244,6 +244,27 @@ def test_a_file_for_something_else_is_refused(made):
         other.check_timesteps((1.0, 2.0), (1.0, 3.0))
     with pytest.raises(ScheduleFileError, match="method: made for auto"):
         accelerate_pipeline(wan_pipeline(), "magcache", schedule=path)
+
+
+def test_a_file_of_an_earlier_form_is_refused(made, tmp_path):
+    found, path = made[0], tmp_path / "old.safetensors"
+    write_calibration(replace(found, experts={n: replace(e, facts={}) for n, e in found.experts.items()}), path)
+    with pytest.raises(ScheduleFileError, match="form: the file has 1, this diffcache reads 2; make it again"):
+        accelerate_pipeline(wan_pipeline(), "auto", schedule=str(path))
+
+
+def test_the_promise_is_below_what_was_measured(made):
+    """By the spread over the runs, more of it the fewer they are, and by what runs lose that were not fitted to."""
+    expert = made[0].experts["transformer"]
+    psnr, optimism = expert.numbers["psnr"], expert.numbers["optimism"]
+    assert optimism.shape == psnr.shape[:1]
+    assert (optimism >= 0.0).all()
+    assert (assured(expert) <= psnr.mean(1) - optimism).all()
+    generator = torch.Generator().manual_seed(0)
+    for runs in (4, 8, 16):  # nine in ten samples are above the bound, nine times in ten
+        x = torch.randn(4000, runs, generator=generator)
+        bound = x.mean(1) - caution(runs) * x.std(1)
+        assert 0.87 < float((bound < -NINE).float().mean()) < 0.93
 
 
 def test_a_target_out_of_reach_says_what_is_in_reach(made):

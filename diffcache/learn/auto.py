@@ -35,6 +35,10 @@ CHEAP = 0.01
 SLACK = 1.01
 #: runs that are left out of the last fit of each plan, one at a time, to see what it promises too much
 LEFT_OUT = 2
+#: powers of the measured gains of which each gives a placement of a plan's steps; the best in some runs is taken
+BENDS = (1.0, 0.6)
+#: how many runs these are
+TRIALS = 3
 #: longest span that a probe predicts
 PROBE = 3
 
@@ -68,21 +72,16 @@ class AutoCalibrator(Calibrator):
         if len(calls) < 2:
             raise ConfigError("seeds: one is too few, auto fits on some and must see how they differ: at least 2")
         name, identity = _denoiser(pipe)
-        about = {
-            "model": identity.model,
-            "settings": identity.settings,
-            "runs": len(calls),
-            "form": FORM,
-            **asdict(self),
-        }
-        bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, {**about, "form": FORM, **asdict(self)}))
+        about = {"model": identity.model, "settings": identity.settings, "runs": len(calls), "form": FORM}
+        bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, {**about, **asdict(self)}))
         bench.fly_dense()
-        landscape = Landscape(bench.evidence, bench.gains(self.probes))
+        gains = bench.gains(self.probes)
         counts = [count for count in map(bench.count, sorted(set(self.speedups))) if count >= 2]
         if not counts:
             raise ConfigError(f"speedups: {bench.steps} steps are too few for any of them")
-        plans = frontier(landscape, min(counts), max(counts))
-        found = [bench.improve(plans[count], self.rounds) for count in dict.fromkeys(counts) if count in plans]
+        landscapes = [Landscape(bench.evidence, gains**bend) for bend in (BENDS if self.probes else BENDS[:1])]
+        plans = [frontier(landscape, min(counts), max(counts)) for landscape in landscapes]
+        found = [bench.improve([p[n] for p in plans], self.rounds) for n in dict.fromkeys(counts) if n in plans[0]]
         expert = Expert(
             identity,
             bench.steps,
@@ -168,10 +167,10 @@ class _Bench:
         rest = self.steps * (1.0 / (SLACK * speedup) - self.predict - self.decide)
         return int(rest / (1.0 - self.predict))
 
-    def gains(self, probes: int) -> list[float] | None:
+    def gains(self, probes: int) -> np.ndarray:
         """How much of an error at each step is felt in the result: measured at some, between them interpolated."""
         if probes == 0 or self.steps < 2 * PROBE + 2:
-            return None
+            return np.ones(self.steps)
         flat = Landscape(self.evidence)
         starts = np.unique(np.linspace(1, self.steps - PROBE - 1, probes).round().astype(int))
         felt, costs = [], []
@@ -185,20 +184,34 @@ class _Bench:
         compute, self.predict, self.decide = torch.stack(costs).median(0).values.tolist()
         self.predict, self.decide = self.predict / compute, self.decide / compute
         found = np.interp(np.arange(self.steps), starts + 0.5 * (PROBE + 1), np.log(np.maximum(felt, 1e-30)))
-        return np.exp(0.5 * (found - found.mean())).tolist()
+        return np.exp(0.5 * (found - found.mean()))
 
     def _felt(self, plan: Plan, label: str) -> dict[str, Tensor]:
         flight = self._fly(self.calls[0], plan, label, watching=False)
         error = (flight.pictures - self.pictures[0]).double().square().mean()
         return {"error": error, "costs": torch.tensor(flight.costs, dtype=torch.float64)}
 
-    def improve(self, computed: Sequence[int], rounds: int) -> _Measured:
-        """The plan with these steps, after some rounds of fitting; the best of them by PSNR."""
-        label = f"{len(computed)} of {self.steps} steps"
+    def improve(self, placements: Sequence[Sequence[int]], rounds: int) -> _Measured:
+        """A plan with one of these placements, after some rounds of fitting; the best of them by PSNR."""
+        label = f"{len(placements[0])} of {self.steps} steps"
+        computed = self.choose(list(dict.fromkeys(map(tuple, placements))), label)
         found = self.kept.once(label, partial(self._improve, computed, rounds, label))
         plan = tabulate(self.evidence, computed, self.timesteps)
         plan = _with(plan, found["weights"], tuple(found["limits"].tolist()))
         return _Measured(plan, found["psnr"].tolist(), tuple(found["costs"].tolist()), float(found["optimism"]))
+
+    def choose(self, placements: Sequence[tuple[int, ...]], label: str) -> tuple[int, ...]:
+        """The one with the best PSNR of some runs: what the landscape says of the error is a model of it."""
+        if len(placements) < 2:
+            return placements[0]
+        plans = [tabulate(self.evidence, computed) for computed in placements]
+        score = lambda plan, name: sum(self._quality(plan, i, name) for i in range(min(TRIALS, len(self.calls))))  # noqa: E731
+        stages = [f"{label}, placement {i}/{len(plans)}" for i in range(1, len(plans) + 1)]
+        scores = [self.kept.numbers(name, partial(score, plan, name)) for name, plan in zip(stages, plans, strict=True)]
+        return placements[int(np.argmax(scores))]
+
+    def _quality(self, plan: Plan, number: int, label: str) -> float:
+        return psnr(self._fly(self.calls[number], plan, label, watching=False).pictures, self.pictures[number])
 
     def _improve(self, computed: Sequence[int], rounds: int, label: str) -> dict[str, Tensor]:
         plan, made, tried = tabulate(self.evidence, computed, self.timesteps), [], []
@@ -234,8 +247,8 @@ class _Bench:
         """How much better runs are that the weights were fitted to, in dB: some are left out of the last fit."""
         lost = []
         for left_out in range(min(LEFT_OUT, len(self.calls) if made else 0)):
-            flight = self._fly(self.calls[left_out], self._refit(plan, made, left_out), f"{label}, check", False)
-            lost.append(quality[left_out] - psnr(flight.pictures, self.pictures[left_out]))
+            blind = self._quality(self._refit(plan, made, left_out), left_out, f"{label}, check")
+            lost.append(quality[left_out] - blind)
         return max(0.0, sum(lost) / len(lost)) if lost else 0.0
 
 
