@@ -16,6 +16,8 @@ from transformers import (
 from diffcache import UnsupportedModelError, accelerate_model, accelerate_pipeline, restore, supports
 from diffcache.llm import HeadMask, declare
 from diffcache.llm.pipelines import listening
+from diffcache.llm.pipelines.reuse import Reuse
+from diffcache.methods import make_config
 
 from .language import BLOCK, MASK, llada2, prompt
 
@@ -80,6 +82,17 @@ def test_llada2_pipeline_reuses_and_is_restored():
     assert not hasattr(pipe, "diffcache")
     assert not hasattr(pipe.model, "diffcache")
     assert torch.equal(run(pipe, prompt(2)), bare)
+
+
+def test_in_a_pipeline_too_each_sequence_is_judged_by_its_own_tokens():
+    reuse = Reuse(make_config("flashblock:dirty=2"), llada2())
+    ids, inner, heard = prompt(3), (4, 17), []
+    for changed in ((), (0, 0), (0, 2), (2, 2), (1, 1), ()):
+        for place, sample in enumerate(changed):
+            ids = ids.clone()
+            ids[sample, place] = (ids[sample, place] + 1) % 60
+        heard.append(reuse.next(ids, inner).fresh)
+    assert heard == [None, (0,), (), (2,), (1,), ()]
 
 
 def test_llada2_pipeline_refuses_what_would_not_be_exact():

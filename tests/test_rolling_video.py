@@ -29,6 +29,7 @@ from .denoisers.base import TEXT, WORDS
 from .denoisers.video import VIDEO
 from .denoisers.wan import SMALL
 from .models import normal, randomise, seeded, wan_pipeline
+from .reads import Reads, watched
 
 CLOSE = dict(rtol=0.0, atol=1e-5)
 
@@ -164,6 +165,27 @@ def test_another_trajectory_over_the_same_cache_computes_anew():
     assert [fresh(level) for level in (7.0, 6.0)] == [None, ()]
     keys.clear()  # a cache that is gone takes what is stored with it
     assert not list(hook._chunks.values())
+
+
+def test_the_host_reads_once_a_step_and_an_exception_leaves_nothing():
+    model, reads = refiner(), Reads()
+    accelerate_model(model, "flashblock:dirty=2")
+    with watched(reads):
+        first = refined(model)
+    bare = Reads()
+    with watched(bare):
+        refined(refiner())
+    assert reads.count - bare.count <= model.diffcache.stats().steps
+
+    def stop(module, args):
+        raise KeyboardInterrupt
+
+    handle = model.transformer_blocks[1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        refined(model)
+    handle.remove()
+    assert model.diffcache.hook.current is None
+    assert torch.equal(refined(model), first)
 
 
 def test_what_else_is_asked_is_refused():

@@ -114,6 +114,7 @@ class FlashBlockConfig(LanguageConfig):
 
     It is computed anew for a sequence of which ``dirty`` tokens of the block were decoded since, at the first step of
     a block, and when keys outside were written again. A calibrated mask of ``heads`` decides instead of ``dirty``.
+    On block-causal video every token changes at every step, so that ``dirty`` counts steps there.
     Memory of one branch: ``4 * layers * block * heads * (head_dim + 1)``, whatever the length, and keys and values:
     ``2 * layers * tokens * kv_heads * head_dim * element_size``.
 
