@@ -124,7 +124,7 @@ def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked:
     from .report.language.table import COLUMNS, facts, rows
 
     place = {"dtype": asked.dtype, "device": asked.device}
-    with StepProgress(console(), "prompt") as progress:
+    with StepProgress(console(), "") as progress:
         found = run(model, methods, **shared, **place, on_prompt=progress, say=say, command=_command())
     tabulate(COLUMNS, rows(found))
     target = shared["out"]

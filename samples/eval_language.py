@@ -46,7 +46,7 @@ def main() -> None:
     found = groups(args.count)
     for label, prompts in found.items():
         print(f"{label}: {baselines(prompts)}")
-    with tempfile.TemporaryDirectory() as kept, StepProgress(console(), "prompt") as progress:
+    with tempfile.TemporaryDirectory() as kept, StepProgress(console(), "") as progress:
         for label, prompts in found.items():
             folder = (args.out or Path(kept)) / label.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,11 @@ class StepProgress:
 
     Args:
         out: where to draw.
-        unit: what is counted.
+        unit: what is counted; empty where the label says it.
     """
 
     def __init__(self, out: Console, unit: str = "step") -> None:
-        self.console, self.unit = out, unit
+        self.console, self.unit = out, unit and f"{unit} "
         self.bar: Progress | None = None
         self._label = ""
         self._began = self._told = 0.0
@@ -108,5 +108,5 @@ class StepProgress:
         elif done == total or now - self._told >= EVERY:
             self._told = now
             self.console.print(
-                f"{label}: {self.unit} {done} of {total}, {now - self._began:.1f} s", markup=False, soft_wrap=True
+                f"{label}: {self.unit}{done} of {total}, {now - self._began:.1f} s", markup=False, soft_wrap=True
             )
