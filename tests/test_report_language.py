@@ -7,8 +7,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from diffcache import ConfigError, cli
+from diffcache.llm import declare
 from diffcache.methods import make_config
 from diffcache.report.data import DATA, load_report
 from diffcache.report.language import run
@@ -21,6 +24,9 @@ from diffcache.report.plan import CONTROL, LANGUAGE_KNOBS
 from diffcache.report.statistics import paired_shares, proportion
 from diffcache.text import TextSession, open_text
 from diffcache.text.request import TextRequest
+from diffcache.zoo import load_language_model
+
+from .language import COMMON
 
 QUESTIONS = ("1 1 0", "0 0 1 2", "2 1")
 LENGTH = 64
@@ -141,6 +147,20 @@ def test_the_command_prints_the_table_and_says_where_the_page_is(tmp_path, promp
     assert "fewer-steps:1" in out
     assert "here/report.html" in out
     assert (tmp_path / "here" / DATA).is_file()
+
+
+def test_exact_methods_of_a_block_causal_model_give_vanillas_tokens(tmp_path, prompts):
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**{**COMMON, "vocab_size": 432}, head_dim=16)).eval()
+    declare(model, regime="block-causal", block_length=8, mask_id=0, eos_id=1).save_pretrained(tmp_path / "model")
+    load_language_model("tiny-llada")[1].save_pretrained(tmp_path / "model")
+    found = run(str(tmp_path / "model"), prompts=prompts, gen_length=16, out=tmp_path / "out")
+    assert not any(row.failure for row in found.rows)
+    exact = [row for row in found.rows if row.exact]
+    assert [row.name for row in exact] == ["freecache", "flashblock:dirty=1"]
+    assert all(s.same for row in exact for s in row.samples)
+    assert all(s.run.rows < a.runs[0].rows for row in exact for s, a in zip(row.samples, found.asked, strict=True))
+    assert found.settings.block_length == 8
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

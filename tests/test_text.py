@@ -235,6 +235,8 @@ def test_wrong_arguments_answer_with_one_line(run, case):
         (["sample", "--prompts", "a.txt"], "prompts: 'a.txt' cannot be used, tiny-world is not a language model"),
         (["sample", "--model", "tiny-lada"], "unknown model 'tiny-lada': did you mean 'tiny-llada'?"),
         (["sample", "--model", "dream-7b"], "prompt: none given, dream-7b needs one"),
+        (["sample", "--model", "sdar-4b", "--prompt", "1", "--method", "dkv"], "of a block-causal model are exact"),
+        (["sample", "--model", "sdar-4b", "--prompt", "1", "--block-length", "8"], "the model was trained with 4"),
         (["report", "--problems", "3"], "problems: 3 cannot be used, tiny-wan is not a language model"),
         (["report", *MODEL, "--seeds", "3"], "seeds: 3 cannot be used, tiny-llada is a language model"),
         (["report", *MODEL, "--prompt", "1"], "prompt: one prompt is no measurement"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ def prompt_of(problem: Problem) -> Prompt:
 
 def known_problem(text: str) -> Prompt:
     """A prompt; with its answer where it is one of the held-out problems."""
-    found = next((p for p in load_problems() if p.question.strip() == text.strip()), None)
+    found = _by_question().get(text.strip())
     return Prompt(text) if found is None else prompt_of(found)
+
+
+@cache
+def _by_question() -> dict[str, Problem]:
+    return {problem.question.strip(): problem for problem in load_problems()}
 
 
 def held_out(number: int) -> Prompt:

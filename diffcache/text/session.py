@@ -149,16 +149,27 @@ def open_text(
     config = language_config(method, **read_fields(settings))
     decoder = read_decoder(request.decoder, entry)
     where, precision = read_device(device), read_dtype(dtype)
+    if entry is not None:  # what the zoo can tell is better said before gigabytes are read
+        _fit(config, request, _foretold(entry), entry)
     network, tokenizer = load_text(model, entry, precision, where)
-    facts = read_facts(network)
-    reason = refusal(config, facts)
-    if reason is not None:
-        raise UnsupportedModelError(f"method: {reason}")
-    length, block = shape_of(request, facts, entry)
+    length, block = _fit(config, request, read_facts(network), entry)
     name = entry.name if entry else short_name(model)
     return TextSession(
         name, network, tokenizer, config, decoder, length, block, request.steps, request.seed, request.raw
     )
+
+
+def _foretold(entry: LanguageEntry) -> Facts:
+    """What a policy asks of a model, by the zoo's entry; the number of layers is not there."""
+    return Facts(family=entry.model, layers=0, **entry.diffusion)
+
+
+def _fit(config: LanguageConfig, request: TextRequest, facts: Facts, entry: LanguageEntry | None) -> tuple[int, int]:
+    """:func:`shape_of`, once the method is known to run on such a model."""
+    reason = refusal(config, facts)
+    if reason is not None:
+        raise UnsupportedModelError(f"method: {reason}")
+    return shape_of(request, facts, entry)
 
 
 def shape_of(request: TextRequest, facts: Facts, entry: LanguageEntry | None) -> tuple[int, int]:

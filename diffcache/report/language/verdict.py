@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..statistics import Proportion
@@ -35,7 +36,7 @@ def _keeping(lines: list[TextLine]) -> list[TextLine]:
     return [line for line in lines if line.speed.median >= 1.05 and line.word != "less"]
 
 
-def _rank(known: bool):
+def _rank(known: bool) -> Callable[[TextLine], float]:
     """Where answers are known, the fastest that keeps them; else the one that is as fast as it is faithful."""
     return (lambda line: line.speed.median) if known else (lambda line: line.speed.median * line.agreement)
 
