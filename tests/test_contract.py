@@ -29,6 +29,7 @@ from diffcache import (
 )
 from diffcache.methods import MethodConfig, make_config
 from diffcache.methods.language import LanguageConfig
+from diffcache.zoo import list_language_models
 
 from .models import FAMILIES, PIPELINES, decisions, run_wan, sample, wan, wan_pipeline
 
@@ -384,7 +385,7 @@ def test_an_installed_plugin_adds_a_model_and_broken_ones_are_named(installed):
     done = installed("-m", "diffcache", "models", "--json")
     known = json.loads(done.stdout)
     assert known["my-dit"]["source"] == "owner/my-dit"
-    assert set(known) - set(diffcache.list_models()) == {"my-dit", "other"}
+    assert set(known) - {*diffcache.list_models(), *list_language_models()} == {"my-dit", "other"}
     assert "warning: model lost: its plugin cannot be loaded" in done.stderr
     assert "warning: model wrong: my_models:NOT is no ZooEntry of that name" in done.stderr
     done = installed("-m", "diffcache", "info", "my-dit", "--method", "thirds")
