@@ -33,6 +33,17 @@ def breakable(text: str) -> Markup:
     return Markup(re.sub(r"([:,])(?=\S)", r"\1<wbr>", str(escape(text))))
 
 
+def share_text(share: float) -> str:
+    """A share in percent; 100 % is said of all alone.
+
+    >>> share_text(1.0), share_text(0.9996), share_text(0.75)
+    ('100%', '>99.9%', '75.0%')
+    """
+    if share == 1:
+        return "100%"
+    return ">99.9%" if share >= 0.9995 else f"{share:.1%}"
+
+
 def bytes_text(count: int) -> str:
     """``0.18 MB``."""
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"

@@ -111,7 +111,7 @@ def _agreement(a: Answer, b: Answer) -> str:
     place = first_difference(a.ids, b.ids)
     if place is None:
         return "the same answer, token by token"
-    return f"{agreement(a.ids, b.ids):.1%} of the tokens, the first difference at token {place + 1}"
+    return f"{agreement(a.ids, b.ids):.2%} of the tokens, the first difference at token {place + 1}"
 
 
 def _verdicts(prompt: Prompt, answers: dict[str, Answer]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from .. import plots
 from ..data import write_atomically
-from ..formats import bytes_text, settings_text
+from ..formats import bytes_text, settings_text, share_text
 from ..page import PAGE, Tab
 from ..statistics import Proportion
 from ..templating import render_page
@@ -96,6 +96,9 @@ class TextPage:
 
     def bytes(self, count: int) -> str:
         return bytes_text(count) if count else "0"
+
+    def agreement(self, line: TextLine) -> str:
+        return share_text(line.agreement)
 
     def config(self, line: TextLine) -> str:
         return settings_text(line.row.config)

@@ -13,7 +13,7 @@ from .verdict import verdict, warnings_of
 
 #: answers that differ from vanilla's in mean length by more than this share are worth a remark
 LENGTH = 0.1
-#: speed-ups below this are none
+#: speed-ups below this are none, and below its inverse a row is slower
 FASTER = 1.02
 
 
@@ -79,6 +79,11 @@ class TextLine:
     @property
     def control(self) -> bool:
         return self.row.kind == CONTROL
+
+    @property
+    def slower(self) -> bool:
+        """Than vanilla, by more than what may be nothing."""
+        return self.speed.median < 1 / FASTER
 
 
 @dataclass
@@ -183,7 +188,7 @@ def _notes(report: TextReport, line: TextLine, known: bool) -> list[str]:
     notes = []
     if line.word == "less":
         notes.append(f"loses {-100 * line.difference.mean:.1f} points of right answers against vanilla")
-    if line.speed.median < 1 and not line.control:
+    if line.slower and not line.control:
         notes.append(f"slower than vanilla ({line.speed.median:.2f}x)")
     if line.margin is not None and line.margin.verdict == "less":
         what = "points" if known else "points of agreement"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..formats import bytes_text
+from ..formats import bytes_text, share_text
 from ..statistics import Proportion
 from .data import TextReport
 from .summary import Counts, TextLine, TextSummary, summarise
@@ -23,7 +23,7 @@ def _row(line: TextLine) -> tuple[str, ...]:
     difference = "-" if line.difference is None else _points(line.difference, line.word)
     speed = f"{line.speed.median:.2f}x"
     counts = _counts(line.counts, line.share)
-    return line.name, _share(line.right), difference, speed, *counts, f"{line.agreement:.1%}"
+    return line.name, _share(line.right), difference, speed, *counts, share_text(line.agreement)
 
 
 def _counts(counts: Counts, share: float) -> tuple[str, ...]:

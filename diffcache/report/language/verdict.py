@@ -64,7 +64,7 @@ def _say_control(line: TextLine, known: bool) -> list[str]:
 
 def _say_losers(methods: list[TextLine]) -> list[str]:
     wrong = [f"{m.name} ({100 * m.difference.mean:+.1f} points)" for m in methods if m.word == "less"]
-    slow = [f"{m.name} ({m.speed.median:.2f}x)" for m in methods if m.speed.median < 1]
+    slow = [f"{m.name} ({m.speed.median:.2f}x)" for m in methods if m.slower]
     said = [f"These lose right answers: {', '.join(wrong)}."] if wrong else []
     return said + ([f"These are slower than vanilla: {', '.join(slow)}."] if slow else [])
 
