@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -76,9 +77,13 @@ class Anatomy:
 
     def identity(self, inputs: Mapping[str, Any]) -> list[Any]:
         """What tells one branch from another: conditioning, and what is written as a number, a word or a flag."""
-        named = {self.sample, self.timestep, "return_dict", *self.conditioning}
-        switches = {n: _plain(v) for n, v in inputs.items() if n not in named and not n.endswith("kwargs")}
-        return [*(inputs.get(name) for name in self.conditioning), {n: v for n, v in switches.items() if v}]
+        switches = {n: _plain(inputs[n]) for n in inputs.keys() - self._told if not n.endswith("kwargs")}
+        return [*map(inputs.get, self.conditioning), {n: switches[n] for n in sorted(switches) if switches[n]}]
+
+    @cached_property
+    def _told(self) -> frozenset[str]:
+        """Arguments that are no switches."""
+        return frozenset((self.sample, self.timestep, "return_dict", *self.conditioning))
 
     def signature(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
         """What must not change under a history: shape, dtype and device of every tensor, and the kind of result."""

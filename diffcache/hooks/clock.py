@@ -315,7 +315,7 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
     known = timestep.detach() if timestep.requires_grad else timestep
     # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
     array = (known.float() if known.dtype in (torch.bfloat16, torch.float16) else known).numpy()
-    return float(array.flat[0]) if array.size == 1 or array.strides == (0,) else float(array.max())
+    return float(array.flat[0] if array.size == 1 or array.strides == (0,) else array.max())
 
 
 def _index_of(value: float | None, timesteps: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,10 +34,25 @@ class Conditioning:
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
-        leaves = [leaf for value in values for leaf in _leaves(value)]
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self.switches = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        self.versions = [_version(t) for t in self.tensors]
+        self.tensors: list[Tensor] = []
+        self.switches: list[Any] = []
+        for value in values:
+            self._add(value)
+        self.versions = list(map(_version, self.tensors))
+
+    def _add(self, value: Any) -> None:
+        """Tensors and plain values in containers; other objects tell nothing and are left out."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, (str, int)) or value is None:
+            self.switches.append(value)
+        elif isinstance(value, Mapping):
+            for key in value:
+                self.switches.append(str(key))
+                self._add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                self._add(part)
 
     def same_objects(self, other: Conditioning) -> bool:
         """Same storage, shape and version: no value is read."""
@@ -45,10 +60,7 @@ class Conditioning:
             len(self.tensors) == len(other.tensors)
             and self.versions == other.versions
             and self.switches == other.switches
-            and all(
-                a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
-                for a, b in zip(self.tensors, other.tensors, strict=True)
-            )
+            and all(map(_one, self.tensors, other.tensors))
         )
 
     def same_content(self, other: Conditioning) -> bool:
@@ -66,20 +78,12 @@ class Conditioning:
         self.tensors, self.versions = other.tensors, other.versions
 
 
+def _one(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
+
+
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Tensors and plain values in containers; other objects tell nothing and are left out."""
-    if isinstance(value, (Tensor, str, int)) or value is None:
-        yield value
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield from (str(key), *_leaves(value[key]))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _leaves(part)
 
 
 def _version(tensor: Tensor) -> int:

@@ -42,6 +42,7 @@ class Segment:
         always: whether somebody needs :attr:`weights` at every step.
 
     Attributes:
+        keeps: whether anything will ever be predicted here, so that storing outputs has a purpose.
         weights: fingerprint of the weights that made what is stored.
         changed: whether they were found to be others than those; for the hook, which may have to look where modules
             are now.
@@ -60,6 +61,7 @@ class Segment:
         self.recipe, self.site, self.start, self.total = recipe, site, start, total
         self._clock, self._watch, self._always = clock, watch, always
         self.schedule = self._new_schedule()
+        self.keeps = total is not None and self.schedule.max_skip > 0
         self.branches: dict[Any, Branch] = {}
         self.weights: Any = None
         self.changed = False
@@ -242,6 +244,8 @@ class Segment:
         So the read belongs to the computed step; a branch that stays away this time is read at the next decision.
         At step 0 nobody knows how many will come, and a value that is not finite there has spoilt the sample already.
         """
+        if not self.keeps:
+            return
         if step == 0:
             self._prepare()
             for branch in self.branches.values():
@@ -307,11 +311,6 @@ class Segment:
             return []
         first = step + self.start + 1
         return self._clock.times(self.recipe.axis, range(first, first + self.schedule.reach(step)))
-
-    @property
-    def keeps(self) -> bool:
-        """Whether anything will ever be predicted here, so that storing outputs has a purpose."""
-        return self.total is not None and self.schedule.max_skip > 0
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

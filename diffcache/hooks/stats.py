@@ -139,20 +139,21 @@ class Mark:
     __slots__ = ("event", "host")
 
     def __init__(self, device: torch.device) -> None:
-        self._note(device.type == "cuda")
-
-    def _note(self, queued: bool) -> None:
-        self.event: torch.cuda.Event | None = None
-        if queued:
-            self.event = torch.cuda.Event(enable_timing=True)
-            self.event.record()
+        self.event = _queued() if device.type == "cuda" else None
         self.host = time.perf_counter()
 
     def again(self) -> Mark:
         """Now, told by the same clock."""
         mark = Mark.__new__(Mark)
-        mark._note(self.event is not None)
+        mark.event = None if self.event is None else _queued()
+        mark.host = time.perf_counter()
         return mark
+
+
+def _queued() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class Stopwatch:
