@@ -21,8 +21,10 @@ from torch import nn
 
 from diffcache import NothingSkippedWarning, accelerate_model, accelerate_pipeline, denoising, restore
 from diffcache.hooks.clock import _index_of as first_index
+from diffcache.hooks.clock import host_value
 
 from .models import FAMILIES, decisions, dit_pipeline, run_dit, run_wan, sample, seeded, wan_pipeline
+from .reads import Reads, watched
 
 SCHEDULERS = {
     "flow-euler": FlowMatchEulerDiscreteScheduler,
@@ -277,3 +279,15 @@ def test_repeated_calls_of_the_dit_pipeline_agree():
 def test_a_first_timestep_is_found_whether_the_model_takes_t_or_t_over_1000(value, index):
     """1.0 is both the first of t/1000 and the last of t here: nothing begins at its last step."""
     assert first_index(value, torch.tensor([1000.0, 500.0, 250.0, 1.0])) == index
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.int16])
+def test_a_timestep_on_the_cpu_is_its_largest_entry_and_reads_no_device(dtype):
+    steps = torch.tensor([752, 496, 8]).to(dtype)
+    forms = [steps[1], steps[1:2], steps[1].expand(4), steps[1:2, None].expand(2, 3)]
+    reads = Reads()
+    with watched(reads):
+        assert [host_value(form) for form in forms] == [496.0] * 4
+        assert host_value(steps) == host_value(steps[::2]) == host_value(steps.flip(0)) == 752.0
+        assert host_value(steps[:0]) is None
+    assert reads.count == 0

@@ -186,24 +186,14 @@ def _own_forward(module: nn.Module) -> Any:
 
 def _hold_on(reference: HookFunctionReference) -> None:
     """Keep our forward where diffusers, removing the hook below ours, would write that hook's inner one over it."""
-    ours = reference.forward
-    del reference.forward
     reference.__class__ = _HoldingReference
-    reference.ours = ours
 
 
 class _HoldingReference(HookFunctionReference):
-    """A forward that is assigned from outside becomes the one that ours wraps."""
+    """A forward assigned from outside becomes the one that ours wraps. No property: it is read at every call."""
 
-    ours: Any
-
-    @property
-    def forward(self) -> Any:
-        return self.ours
-
-    @forward.setter
-    def forward(self, inner: Any) -> None:
-        self.original_forward = inner
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("original_forward" if name == "forward" else name, value)
 
 
 def _hook_after(registry: HookRegistry, name: str) -> ModelHook | None:
