@@ -7,7 +7,6 @@ are computed by themselves must be those of the whole batch. What cannot be prov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -89,7 +88,8 @@ class Batch:
 
     def put_by(self) -> Batch:
         """What is known of the samples, for a later step: without the call and its tensors."""
-        known = copy(self)
+        known = Batch.__new__(Batch)
+        known.__dict__ |= self.__dict__
         known._run = known.sample = None
         return known
 

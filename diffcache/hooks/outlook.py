@@ -46,6 +46,9 @@ def _kind(cache: Forecast) -> type[ForecastOutlook]:
 
 def _groups(caches: Sequence[Forecast]) -> Iterator[list[Forecast]]:
     """Those that can be fitted together."""
+    if len(caches) == 1:
+        yield [*caches]
+        return
     alike: dict[object, list[Forecast]] = {}
     for cache in caches:
         alike.setdefault(cache.likeness, []).append(cache)

@@ -219,15 +219,19 @@ class _UnitHook(ModelHook):
     def _compute(
         self, now: _Pass, call: Call, slot: Slot | None, streams: dict[str, Tensor], args: Any, kwargs: Any
     ) -> Any:
-        before = list(map(version, streams.values()))
-        if streams:
-            self.site.before(self.unit, streams)
-        result = self.fn_ref.original_forward(*args, **kwargs)
-        if before and list(map(version, streams.values())) != before:
-            now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
+        result = self._watched(now, streams, args, kwargs) if streams else self.fn_ref.original_forward(*args, **kwargs)
         # The usual case: there is nothing to find out about it.
         if slot is None or not (self.site.settled or not streams) or not slot.take(streams, result, now.moment):
             self._store(now, call, streams, result)
+        return result
+
+    def _watched(self, now: _Pass, streams: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The call of a block, which must not write to its streams: its value is a difference to them."""
+        before = list(map(version, streams.values()))
+        self.site.before(self.unit, streams)
+        result = self.fn_ref.original_forward(*args, **kwargs)
+        if list(map(version, streams.values())) != before:
+            now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"
         return result
 
     def _store(self, now: _Pass, call: Call, streams: dict[str, Tensor], result: Any) -> None:
