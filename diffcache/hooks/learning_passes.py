@@ -95,7 +95,8 @@ class ProvingPass(PartialPass):
                 self.lessons[call].results = self._places_of(call, flatten(result)[0])
             return result
         except (Unfit, RuntimeError, ValueError, IndexError) as error:
-            self.lessons[call].whole = str(error).splitlines()[0]
+            told = "" if isinstance(error, Unfit) else "it does not run on rows alone: "
+            self.lessons[call].whole = told + str(error).splitlines()[0]
             return self._in_full(call, feeds, forward, args, kwargs)
 
     def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:

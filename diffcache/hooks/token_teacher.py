@@ -153,7 +153,7 @@ class Teacher:
             # Modules that feed one unit did not agree on their rows.
             for unit in self._units:
                 for lesson in chain(*self._groups(lessons, unit)) if unit.feeders else ():
-                    lesson.whole = lesson.whole or _first_line(error)
+                    lesson.whole = lesson.whole or f"what feeds it does not run on rows alone: {_first_line(error)}"
             proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
             self._within(proof, run)
         return proof.errors

@@ -33,7 +33,7 @@ from .packed import Broken
 from .recipe import Recipe
 from .sites import Run, Site
 from .token_cache import TokenCache
-from .token_passes import FullPass, TokenPass
+from .token_passes import UNREACHED, FullPass, TokenPass
 from .token_teacher import Known, Teacher, feeder_name, refusal
 
 _UNIT_NAME = f"{HOOK_NAME}_token"
@@ -196,6 +196,22 @@ class TokenSite(Site):
         blocks = (item for known in self._lessons.values() for item in known.blocks.items())
         return {name: block.unfused for (name, _), block in blocks if block.unfused and not block.whole}
 
+    @property
+    def ways(self) -> dict[str, tuple[str, str | None]]:
+        """How each block that tokens reach runs at partial steps, and why not in a cheaper way.
+
+        ``kernels``: its norms are kernels G and F; ``rows``: it runs on packed rows; ``modules``: one by one on rows.
+        """
+        found: dict[str, tuple[str, str | None]] = {}
+        for known in self._lessons.values():
+            if known.unpacked:
+                reached = (name for (name, _), lesson in known.units.items() if lesson.whole != UNREACHED)
+                found |= {block_of(name): ("modules", known.unpacked) for name in reached}
+            for (name, _), block in known.blocks.items():
+                best = ("kernels", None) if block.sources else ("rows", block.unfused)
+                found[name] = ("modules", block.whole) if block.whole else best
+        return found
+
     # -- the rest of a site ----------------------------------------------------------------------------------------
 
     def hindrance(self, cache: TokenCache) -> str | None:
@@ -235,8 +251,12 @@ def _layers(units: Sequence[Unit]) -> Iterator[tuple[int, Unit]]:
     """Each unit with the number of its block."""
     blocks: dict[str, int] = {}
     for unit in units:
-        name = re.match(r".*?\.\d+", unit.name).group()
-        yield blocks.setdefault(name, len(blocks)), unit
+        yield blocks.setdefault(block_of(unit.name), len(blocks)), unit
+
+
+def block_of(name: str) -> str:
+    """Name of the block that a module is in."""
+    return re.match(r".*?\.\d+", name).group()
 
 
 def _form(run: Run) -> Any:
