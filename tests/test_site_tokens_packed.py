@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache import UnsupportedModelError, accelerate_model, denoising
+from diffcache.hooks.steady import Giving, Noting
 from diffcache.kernels import checked, counting
 from diffcache.kernels.dispatch import Kernel
 
@@ -247,3 +250,38 @@ def test_a_recomputed_token_is_taken_at_its_weight(blend):
             else:
                 moved = branch.cache.grid.sums(branch.cache.correction.square())
                 assert set(moved.nonzero().flatten().tolist()) == set(branch.cache.tokens.chosen.tolist())
+
+
+# -- products of a block that runs twice -------------------------------------------------------------------------------
+
+
+def test_modulation_of_a_block_that_runs_twice_is_computed_once():
+    name, counts = "FluxTransformer2DModel", [0]
+    bare(name)
+    model = model_of(name)
+    weight = model.transformer_blocks[0].norm1.linear.weight
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[-1] += func is torch.ops.aten.addmm.default and args[2].data_ptr() == weight.data_ptr()
+            return func(*args, **(kwargs or {}))
+
+    put_on(model, lambda offset, depth, kind: 0.5)
+    with Counting():
+        try:
+            run(name, before=lambda step, arguments: counts.append(0) or arguments)
+        finally:
+            model.diffcache.restore()
+    assert counts[2:] == [1] * 4
+
+
+def test_a_product_that_may_differ_or_was_written_to_is_computed_again():
+    steady, moving, weight = torch.ones(1, 4), torch.ones(1, 4), torch.eye(4)
+    with Noting([moving]) as noting:
+        first = [F.linear(x, weight) for x in (steady, moving * 2.0, steady, steady)]
+        first[2].add_(1.0)
+    with Giving(noting.products):
+        second = [F.linear(x, weight) for x in (steady, moving * 3.0, steady, torch.ones(2, 4))]
+    assert second[0] is first[0]
+    assert [float(x.mean()) for x in second] == [1.0, 3.0, 1.0, 1.0]
+    assert second[3].shape == (2, 4)

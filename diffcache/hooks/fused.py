@@ -10,6 +10,7 @@ them. That a block is of this form is found out by :mod:`.fused_lessons`; any ot
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .outputs import Template, flatten
 from .packed import PackedPass
 from .residual_stream import Stream, Update
 from .selection import Place
+from .steady import Giving, Noting, Products
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
 
 #: rows behind those of the parts: zeros, and ones of both signs
@@ -35,16 +37,16 @@ class Look:
     """What a block showed on a few rows.
 
     Attributes:
-        given: its arguments.
         gates: of each part by call and number of the result, ``[B, 1, D]``.
         calls: its units' calls in order: what :meth:`.TokenPass.unit` gets.
         results: what it returned, and how.
+        products: what need not be computed again where it runs on.
     """
 
-    given: list[Tensor]
     gates: dict[tuple[Call, int], Tensor]
     calls: list[tuple[Any, ...]]
     results: tuple[list[Tensor], Template]
+    products: Products
 
     def tensors_of(self, call: Call) -> list[Tensor]:
         """Arguments of a unit."""
@@ -111,7 +113,8 @@ class FusedPass(PackedPass):
         self._calls = before
         rows, place = self._few(lesson, tensors, 1), lesson.inputs[lesson.stream]
         self._put_text(rows[lesson.stream], tensors[lesson.stream], place, self.selection.tokens)
-        results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
+        with Giving(look.products):
+            results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
         if place.length > self.selection.tokens:
             stream.flush()
             self._put_text(stream.whole, results[lesson.result], place, 1)
@@ -144,9 +147,17 @@ class FusedPass(PackedPass):
             calls.append((call, *asked))
             return self._probe(call, parts, size)
 
-        results = self._run(answer, forward, template.rebuild(given))
+        noting = Noting(t for t, there in zip(given, lesson.inputs, strict=True) if there is not None)
+
+        def noted(*asked: Any) -> Any:
+            result = answer(*asked)
+            noting.move(flatten(result)[0])
+            return result
+
+        with contextlib.nullcontext() if self._alone(lesson) else noting:
+            results = self._run(noted, forward, template.rebuild(given))
         gates = results[0][lesson.result].narrow(1, place.offset, len(parts)).split(1, dim=1)
-        return Look(given, dict(zip(parts, gates, strict=True)), calls, results)
+        return Look(dict(zip(parts, gates, strict=True)), calls, results, noting.products)
 
     # -- units -----------------------------------------------------------------------------------------------------
 
