@@ -28,6 +28,7 @@ from diffcache.hooks.sparse import SparseForecast
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
 from diffcache.learn.latency import DENOISER, Stopwatch, measure_work, timed_run
 from diffcache.learn.measuring import Reporter
+from diffcache.learn.merging import shared
 from diffcache.learn.probing import AGES, probe_cells
 from diffcache.learn.skeleton import candidates, gap_errors, improve
 from diffcache.learn.trials import Trial, Trials
@@ -350,6 +351,13 @@ def test_the_search_never_leaves_a_better_place_and_keeps_forced_steps():
     assert found == loss(best) < loss((0, 1, 6, 9))
 
 
+def test_late_full_steps_share_their_tokens_with_an_idle_neighbour():
+    keep = np.repeat([[1.0], [0.0], [1.0], [1.0], [0.0], [0.0], [1.0]], 2, 1)
+    assert shared(keep, 2, [0])[:, 0].tolist() == [1.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    assert shared(keep, 9, [0])[:, 1].tolist() == [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert shared(keep, 1, [0]).mean() == keep.mean()
+
+
 # -- a calibration -----------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +368,11 @@ def test_a_calibration_keeps_the_budget_and_says_what_it_found(file):
     assert keep.shape == (STEPS, len(expert.facts["sublayers"]))
     assert float(keep.mean()) <= 0.5 + 1e-9
     assert expert.branches == ("cond", "uncond")
-    assert dict(describe(known))["work"].endswith("of dense, 50.0% asked for")
+    told = dict(describe(known))
+    assert told["work"].endswith("of dense, 50.0% asked for")
+    ((name, loss),) = expert.facts["calibration"]["partial"]
+    assert loss == expert.facts["losses"][name] >= expert.quality["held_out"]
+    assert told["partial"] == f"{loss:.3g}: {name}"
 
 
 def test_two_experts_have_a_table_each():

@@ -24,7 +24,7 @@ from .kept import Kept
 from .latency import in_microseconds, measure_work
 from .losses import LOSSES
 from .measuring import Reporter
-from .merging import merge, more_steps
+from .merging import merge, more_steps, shared
 from .probing import probe_cells
 from .refining import Ground, refine
 from .skeleton import Steps, candidates, improve
@@ -36,6 +36,8 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HELD_OUT = 1 / 3
 #: advantages of former full steps with which tables are made
 BONUSES = (0.0, 0.3, 1.0)
+#: how many late full steps are shared with idle neighbours, to begin learning with
+SHARED = (1, 3)
 #: the table that probes give without any search by the true loss; a control
 ONE_SHOT = "one-shot"
 
@@ -99,6 +101,7 @@ class SparsityCalibrator(Calibrator):
             ("work", _told(q["work"], expert.facts["budget"])),
             ("loss", f"{q['held_out']:.3g} on held-out seeds; {q['searched']:.3g} on those searched"),
             ("chosen", expert.facts["calibration"]["chosen"]),
+            *[("partial", f"{loss:.3g}: {name}") for name, loss in expert.facts["calibration"].get("partial", [])],
         ]
 
 
@@ -174,8 +177,11 @@ class Learner:
             for bonus in BONUSES:
                 name = f"{count} steps, bonus {bonus:g}"
                 keep = merge(table, work, active, former, course.starts, self.room, bonus)
-                self.trials.loss(keep, self.searched, name)
                 self.tables[name] = keep
+        for count in SHARED:
+            keep = shared(self.whole(former), count, course.starts)
+            if work.of(keep) <= self.room * (1 + 1e-9):
+                self.tables[f"{count} full steps shared with their neighbours"] = keep
 
     def _with_more(self, former: Steps, count: int) -> Steps:
         """Further steps go to the middle of the gaps that the model of the error says cost most."""
@@ -195,7 +201,7 @@ class Learner:
         trials, course = self.trials, self.course
         wakes = self.options.site == "token"
         searched = {name: trials.loss(keep, self.searched, name) for name, keep in self.tables.items()}
-        partial = [name for name, keep in self.tables.items() if wakes or ((keep > 0) & (keep < 1)).any()]
+        partial = [name for name, keep in self.tables.items() if wakes or has_partial(keep)]
         start = min(partial or searched, key=searched.get)
         learned = refine(
             self.tables[start],
@@ -221,15 +227,18 @@ class Learner:
             "held_out": trials.loss(keep, self.held_out),
         }
         options = self.options
+        losses = {n: trials.loss(t, self.held_out) for n, t in self.tables.items()}
+        # What partial steps were worth here, whichever table was taken.
+        partial = sorted(((n, losses[n]) for n, t in self.tables.items() if has_partial(t)), key=lambda p: p[1])[:1]
         facts = {
             "sublayers": list(course.units),
             "folded": course.folded,
             "site": options.site,
             "score": {"score": "input", "age_weight": options.age_weight, "oldest": options.oldest},
             "levels": list(LEVELS),
-            "losses": {n: trials.loss(t, self.held_out) for n, t in self.tables.items()},
+            "losses": losses,
             "budget": self._spent(keep),
-            "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name},
+            "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name, "partial": partial},
         }
         experts = {}
         for part in course.parts:
@@ -252,6 +261,11 @@ class Learner:
         if self.work.unit == "ms":
             facts |= {"dense": dense, "spent": self.work.of(keep), "device": self.course.device}
         return facts
+
+
+def has_partial(keep: Table) -> bool:
+    """Whether some step is neither full nor idle."""
+    return bool(((keep > 0).any(1) & (keep < 1).any(1)).any())
 
 
 def _told(work: float, budget: Mapping[str, Any]) -> str:

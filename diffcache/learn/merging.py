@@ -60,3 +60,22 @@ def _of_active(table: Floats, active: Steps) -> Floats:
 def more_steps(count: int, steps: int) -> list[int]:
     """Numbers of active steps that are worth a look, where ``count`` full ones are paid."""
     return sorted({min(max(round(count * (1 + more)), count + 1), steps) for more in MORE} - {count})
+
+
+def shared(keep: Floats, count: int, forced: Sequence[int]) -> Floats:
+    """A table of full and idle steps whose last full ones share their tokens with an idle neighbour, half and half.
+
+    Late steps move the final sample least, so there a partial step does least harm: near a good table, and partial.
+
+    Args:
+        keep: ``[steps, units]``.
+        count: how many full steps give half of their tokens away; fewer where there are not so many that can.
+        forced: steps that stay full.
+    """
+    keep = keep.copy()
+    for step in np.flatnonzero((keep >= 1).all(1))[::-1].tolist():
+        near = [s for s in (step + 1, step - 1) if 0 < s < len(keep) and not keep[s].any()]
+        if count and near and step not in forced:
+            keep[[step, near[0]]] = 0.5
+            count -= 1
+    return keep
