@@ -20,6 +20,7 @@ from diffcache.llm.pipelines.reuse import Reuse
 from diffcache.methods import make_config
 
 from .language import BLOCK, MASK, llada2, prompt
+from .reads import Reads, ignore_inside, watched
 
 
 class BlockCausal(Glm4MoeForCausalLM):
@@ -91,8 +92,26 @@ def test_in_a_pipeline_too_each_sequence_is_judged_by_its_own_tokens():
         for place, sample in enumerate(changed):
             ids = ids.clone()
             ids[sample, place] = (ids[sample, place] + 1) % 60
-        heard.append(reuse.next(ids, inner).fresh)
+        asked = reuse.asks(ids)
+        heard.append(reuse.next(inner, None if asked is None else asked.tolist()).fresh)
     assert heard == [None, (0,), (), (2,), (1,), ()]
+
+
+def test_the_hook_reads_the_device_once_a_step():
+    """What experts read of their own is theirs."""
+    pipe, reads = accelerate_pipeline(pipeline(llada2()), "flashblock:dirty=3"), Reads()
+    ignore_inside(pipe.model.model, reads)
+    hooked = pipe.model.forward
+
+    def counted(*args, **kwargs):
+        with watched(reads):
+            return hooked(*args, **kwargs)
+
+    pipe.model.forward = counted
+    run(pipe, prompt(2))
+    stats = pipe.diffcache.stats()
+    assert stats.external_used > 0
+    assert reads.count == stats.steps
 
 
 def test_llada2_pipeline_refuses_what_would_not_be_exact():

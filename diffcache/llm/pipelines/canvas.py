@@ -61,7 +61,8 @@ class CanvasHook(ModelHook):
         if args or canvas is None or cache is None or kwargs.get("input_ids") is not None or _static(cache):
             return self.fn_ref.original_forward(*args, **kwargs)
         self._follow(cache)
-        external = self.reuse.next(canvas, (0, 0))
+        asked = self.reuse.asks(canvas)
+        external = self.reuse.next((0, 0), None if asked is None else asked.tolist())
         current = CanvasPass(external, self.store, self.tally.external, canvas.shape[1])
         with attending(module):
             output = self.fn_ref.original_forward(**kwargs, **{KEYWORD: current})

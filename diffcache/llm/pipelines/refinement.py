@@ -73,40 +73,51 @@ class RefinementHook(ModelHook):
         if input_ids.shape[1] % size or (attention_mask is not None and attention_mask.dim() != 2):
             # not a call of the loop that this stands in for
             return self.fn_ref.original_forward(input_ids, attention_mask=attention_mask, **kwargs)
-        start, stop = input_ids.shape[1] - size, input_ids.shape[1]
-        padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        self._follow(input_ids, padding, start)
-        seen = Seen(input_ids, padding, (start, stop))
+        stop = input_ids.shape[1]
+        stale, padding = self._follow(input_ids, attention_mask, stop - size)
+        seen = Seen(input_ids, padding, (stop - size, stop))
         with attending(module):
-            return CausalLMOutputWithPast(logits=self._run(Runner(module, self.facts, self.tally), seen))
+            return CausalLMOutputWithPast(logits=self._run(Runner(module, self.facts, self.tally), seen, stale))
 
-    def _follow(self, ids: Tensor, padding: Tensor | None, start: int) -> None:
-        """Keep what is still true of the prefix ``ids[:, :start]``, and forget the rest."""
-        size, known = self.facts.block_length, self._prefix
-        done = -1 if known is None else known.shape[1]
-        seen = ids if padding is None else torch.where(padding, ids, -1)  # padding counts as a token of its own
-        if (
-            done < 0
-            or done > start
-            or not torch.equal(known, seen[:, :done])
-            or self._restarts(ids[:, start:], start + size)
-        ):
-            self.forget()
-            self._policy = Policy(self.config, Task(self.facts, 0, start + size, size))
-        self._policy.kv.grow(start + size)
-        if self._window != start + size:
-            self._window = start + size
+    def _follow(
+        self, ids: Tensor, attention_mask: Tensor | None, start: int
+    ) -> tuple[list[bool] | None, Tensor | None]:
+        """Keep what is still true of the prefix ``ids[:, :start]``, and forget the rest; the one read of the device.
+
+        Returns:
+            What the reuse asked, and the padding, or None where all tokens are real.
+        """
+        size, known, stop = self.facts.block_length, self._prefix, ids.shape[1]
+        real = None if attention_mask is None else attention_mask.bool()
+        seen = ids if real is None else torch.where(real, ids, -1)  # padding counts as a token of its own
+        if self._window != stop:
             self.reuse.begin()
-        self._seen, self._block = seen, ids[:, start:].clone()
+        asked = self.reuse.asks(ids[:, start:])
+        follows = known is not None and known.shape[1] <= start and known.shape[0] == len(ids)
+        unknown = ids.new_zeros(1, dtype=torch.bool)
+        flags = [
+            unknown if real is None else (~real).any().view(1),
+            (known != seen[:, : known.shape[1]]).any().view(1) if follows else ~unknown,
+            self._restarts(ids[:, start:], stop).view(1),
+        ]
+        padded, other, again, *stale = torch.cat([*flags, *([] if asked is None else [asked])]).tolist()
+        if other or again:
+            self.forget()
+            self.reuse.begin()
+            asked = self.reuse.asks(ids[:, start:])  # of a block that begins it asks nothing
+            self._policy = Policy(self.config, Task(self.facts, 0, stop, size))
+        self._policy.kv.grow(stop)
+        self._window, self._seen, self._block = stop, seen, ids[:, start:].clone()
+        return (None if asked is None else stale), (real if padded else None)
 
-    def _restarts(self, block: Tensor, window: int) -> bool:
+    def _restarts(self, block: Tensor, window: int) -> Tensor:
         """A decoded position is masked again in the same window: a new generation, whose weights may be others."""
         before = self._block
-        if before is None or self.facts.mask_id is None or self._window != window:
-            return False
-        return bool(((before != block) & (block == self.facts.mask_id)).any())
+        if before is None or self.facts.mask_id is None or self._window != window or before.shape != block.shape:
+            return block.new_zeros((), dtype=torch.bool)
+        return ((before != block) & (block == self.facts.mask_id)).any()
 
-    def _run(self, runner: Runner, seen: Seen) -> Tensor:
+    def _run(self, runner: Runner, seen: Seen, stale: list[bool] | None) -> Tensor:
         start, stop = seen.block
         done = 0 if self._prefix is None else self._prefix.shape[1]
         if done < start:
@@ -115,7 +126,7 @@ class RefinementHook(ModelHook):
             self._prefix = self._seen[:, :start].clone()
         elif self._prefix is None:
             self._prefix = self._seen[:, :0]
-        external = self.reuse.next(seen.ids[:, start:], (start, stop)) if start else None
+        external = self.reuse.next((start, stop), stale) if start else None
         rows = Rows(start, stop)
         self.tally.steps += 1
         self.tally.dense += stop

@@ -27,7 +27,8 @@ class Reuse:
         self.listener: HeadListener | None = None
         self.step = 0
         self._dirty = DirtyTokens(1 if self.config is None else self.config.dirty)
-        self._ids: Tensor | None = None  # of the call before, whose part outside is stored or was counted since
+        self._ids: Tensor | None = None  # of the last call
+        self._stored = False  # whether the part outside of an earlier call of this block is
 
     def begin(self) -> None:
         """A block begins."""
@@ -35,24 +36,31 @@ class Reuse:
         if self.listener is not None:
             self.listener.begin()
 
-    def next(self, ids: Tensor, inner: tuple[int, int]) -> External | None:
-        """How attention outside ``inner`` is had at this step of the block, whose ids ``[B, b]`` are given.
-
-        Reads the device once; not at all with a mask of heads.
-        """
+    def asks(self, ids: Tensor) -> Tensor | None:
+        """The ids ``[B, b]`` of the block at this step; what of the device :meth:`next` must be told, bool ``[B]``."""
         before, self._ids = self._ids, ids.clone()
+        self._stored = before is not None and before.shape == ids.shape
+        if self.config is None or self.listener is not None or self.heads is not None or not self._stored:
+            return None
+        self._dirty.add(before != ids)
+        return self._dirty.stale()
+
+    def next(self, inner: tuple[int, int], stale: list[bool] | None = None) -> External | None:
+        """How attention outside ``inner`` is had at this step.
+
+        Args:
+            stale: what :meth:`asks` asked, read; None where it asked nothing.
+        """
         step, self.step = self.step, self.step + 1
         if self.listener is not None:
             self.listener.step = step
             return External(inner, store=False, listener=self.listener)
         if self.config is None:
             return None
-        if before is None or before.shape != ids.shape:
+        if not self._stored or (stale is None and self.heads is None):
             self._dirty.renew(every=True)
             return External(inner)
         if self.heads is not None:
-            return External(inner, (), heads=self.heads.of(step, ids.device))
-        self._dirty.add(before != ids)
-        stale = fresh(self._dirty.stale().tolist())
+            return External(inner, (), heads=self.heads.of(step, self._ids.device))
         self._dirty.renew()
-        return External(inner, stale)
+        return External(inner, fresh(stale))
