@@ -21,15 +21,15 @@ def calibrate_heads(
     from .media.request import short_name
     from .media.session import hide_bars, read_device, read_dtype, read_fields
     from .media.terminal import StepProgress, console, say, summarise
-    from .zoo import list_language_models, list_models, load_language_model
+    from .zoo import find_language_model, list_language_models, list_models, load_language_model
 
     others = [name for name, value in asked.content.items() if value is not None and name != "prompt"]
     if others:
         raise ConfigError(f"{others[0]}: not an option of language models")
-    known = list_language_models()
     if model in list_models():
-        raise ConfigError(f"method: flashblock is for language models, and {model} is none: {', '.join(known)}")
-    entry = known.get(model)
+        known = ", ".join(list_language_models())
+        raise ConfigError(f"method: flashblock is for language models, and {model} is none: {known}")
+    entry = find_language_model(model)
     given = {} if entry is None else {"gen_length": entry.gen_length, "threshold": entry.threshold}
     given |= {} if steps is None else {"steps": steps}
     calibrator = make_calibrator("flashblock", **{**given, **read_fields(settings)})
@@ -37,7 +37,7 @@ def calibrate_heads(
     hide_bars(entry)
     network, tokenizer = load_language_model(model, dtype=dtype, device=where)
     calls = [{"input_ids": ids} for ids in _prompts(tokenizer, asked.prompt, seeds or _numbers(calibrator.seeds))]
-    with StepProgress(console()) as progress:
+    with StepProgress(console(), "token") as progress:
         found = calibrator.measure(network, calls, progress, None)
     write_calibration(found, target)
     head = f"{short_name(model)} · flashblock · {found.steps} steps of a block"
