@@ -116,7 +116,7 @@ class Decoding:
 
 
 PICTURES = ("prompt", "negative-prompt", "actions", "image", "guidance", "height", "width", "frames", "steps")
-TEXTS = ("prompt", "steps", *(f.name.replace("_", "-") for f in fields(Decoding)))
+TEXTS = ("prompt", "steps", "guidance", *(f.name.replace("_", "-") for f in fields(Decoding)))
 
 
 def refuse_pictures(model: str, **given: Any) -> None:

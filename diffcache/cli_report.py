@@ -77,11 +77,13 @@ def report(
     shared = {"steps": steps, "out": target, "sweep": sweep, "prompts": prompts}
     shared |= {"resume": resume, "overwrite": overwrite}
     if is_language_model(model):
-        others = {name: value for name, value in asked.content.items() if name != "prompt"}
+        others = {name: value for name, value in asked.content.items() if name not in ("prompt", "guidance")}
         refuse_pictures(model, **others, seeds=seeds, baseline=baseline, tolerance=tolerance)
         if asked.prompt is not None:
             raise ConfigError("prompt: one prompt is no measurement, must be a file of them: --prompts FILE")
-        _report_text(model, methods, {**shared, **decoding.options, "problems": problems}, asked)
+        _report_text(
+            model, methods, {**shared, **decoding.options, "guidance": asked.guidance, "problems": problems}, asked
+        )
         return
     refuse_texts(model, **decoding.options, problems=problems)
     _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, baseline, tolerance)

@@ -35,12 +35,12 @@ class TextSample:
 
 def sample_text(wanted: TextSample, asked: Asked, decoding: Decoding) -> None:
     """Answer a prompt, on a terminal as it unmasks; or every prompt of a file."""
-    content = {name: value for name, value in asked.content.items() if name != "prompt"}
+    content = {name: value for name, value in asked.content.items() if name not in ("prompt", "guidance")}
     refuse_pictures(wanted.model, **content)
     _check(wanted, asked.prompt)
     from .text.request import TextRequest
 
-    request = TextRequest(steps=wanted.steps, seed=wanted.seed, **decoding.options)
+    request = TextRequest(steps=wanted.steps, seed=wanted.seed, guidance=asked.guidance, **decoding.options)
     target = _target(wanted)
     from .text import open_text
     from .text.prompts import read_prompts

@@ -124,6 +124,17 @@ def test_text_is_drawn_as_it_unmasks_and_drawing_takes_no_part_in_the_time(sessi
     assert (shown.ids, shown.seconds > 0) == (unseen.ids, True)
 
 
+def test_guidance_is_that_of_generate(session, loaded):
+    guided = replace(session, guidance=1.5)
+    ids = guided.encode("1 1 0 2")
+    model, _ = loaded
+    asked = dict(gen_length=32, block_length=32, decoder=SURE, cfg_scale=1.5)
+    found = generate(model, ids, "fast-dllm:dual", **asked)
+    answer = guided.ask(ids)
+    assert found.sequences[0, ids.shape[1] :][: len(answer.ids)].tolist() == answer.ids
+    assert answer.stats.notes == found.stats.notes != ()
+
+
 def test_agreement_counts_what_one_answer_lacks():
     assert agreement([1, 2, 3, 4], [1, 2]) == 0.5
     assert (first_difference([1, 2], [1, 2, 3]), first_difference([1, 9], [1, 2]), first_difference([1], [1])) == (
@@ -216,6 +227,7 @@ BAD = {
     "compare many": (["--prompts", "none.txt", "--compare"], "compare: cannot go with --prompts"),
     "resume one": (["--resume"], "resume: goes with --prompts alone"),
     "suffix": (["--out", "a.png"], "out: 'a.png' has the suffix '.png', must end in .txt or .json"),
+    "guidance": (["--guidance", "-1"], "guidance: -1.0 is out of range"),
     "device": (["--device", "tpu"], "device: 'tpu' is not a device"),
 }
 

@@ -19,6 +19,7 @@ def settings_of(session: TextSession) -> dict[str, Any]:
     """What makes two answers comparable; it stands in every line."""
     config = {"method": session.config.method, **session.config.to_dict()}
     shape = {"gen_length": session.gen_length, "block_length": session.block_length, "steps": session.steps}
+    shape |= {"guidance": session.guidance}
     return {"model": session.name, **config, **shape, "decoder": describe(session.decoder), "seed": session.seed}
 
 

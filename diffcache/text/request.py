@@ -20,6 +20,7 @@ class TextRequest:
         decoder: its name, with settings behind a colon: ``threshold:threshold=0.8``.
         raw: whether the prompt is given as it is, not as a turn of a chat.
         seed: of the decoder's noise.
+        guidance: scale of classifier-free guidance (LLaDA's, 0 without).
 
     Raises:
         ConfigError: a number is out of range.
@@ -31,11 +32,14 @@ class TextRequest:
     decoder: str | None = None
     raw: bool = False
     seed: int = 0
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length", "steps"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST_TOKENS:
                 raise ConfigError(f"{name}: {value} is out of range, must be a whole number from 1 to {MOST_TOKENS}")
+        if self.guidance is not None and not 0 <= self.guidance < 1e6:
+            raise ConfigError(f"guidance: {self.guidance} is out of range, must be a finite number >= 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: {self.seed} is out of range, must be a whole number from 0 to 2^63 - 1")

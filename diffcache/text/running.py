@@ -100,11 +100,13 @@ def compared(session: TextSession, prompt: Prompt, pair: Pair) -> list[tuple[str
 
 
 def _external(stats: GenerationStats) -> list[tuple[str, str]]:
-    if not stats.external_used:
+    if stats.external_saved is None:
         return []
-    share = stats.external_share or 0.0
-    told = f"attention outside the block in {stats.external_used} forwards, {share:.0%} of the weight there"
-    return [("from memory", told)]
+    spent, saved = stats.external_seconds, stats.external_seconds_saved
+    told = (
+        f"attention outside the block in {stats.external_used} forwards: {stats.external_saved:.0%} of its work saved"
+    )
+    return [("from memory", f"{told}, {saved:.3f} s beside {spent:.3f} s that were computed")]
 
 
 def _agreement(a: Answer, b: Answer) -> str:

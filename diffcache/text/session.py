@@ -39,6 +39,7 @@ class TextSession:
         gen_length, block_length: in tokens; ``steps`` in all, or None where the decoder decides.
         seed: of the decoder's noise.
         raw: whether prompts are given as they are.
+        guidance: scale of classifier-free guidance; each step computes the sequence twice then. 0: without.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TextSession:
     steps: int | None = None
     seed: int = 0
     raw: bool = False
+    guidance: float = 0.0
 
     @property
     def facts(self) -> Facts:
@@ -60,6 +62,7 @@ class TextSession:
     def about(self) -> str:
         """The decoding in one line."""
         steps = f", {self.steps} steps" if self.steps else ""
+        steps += f", guidance {self.guidance:g}" if self.guidance else ""
         place = f"{self.model.device.type}, {str(self.model.dtype).removeprefix('torch.')}"
         return f"{self.gen_length} new tokens, blocks of {self.block_length}, {describe(self.decoder)}{steps} · {place}"
 
@@ -115,7 +118,7 @@ class TextSession:
         shape = {"steps": self.steps, "block_length": self.block_length, **changed}
         found = generate(
             self.model, ids, config or self.config, gen_length=self.gen_length, decoder=self.decoder,
-            generator=generator, on_step=on_step, **shape,
+            generator=generator, on_step=on_step, cfg_scale=self.guidance, **shape,
         )  # fmt: skip
         new, end = found.sequences[0, ids.shape[1] :].tolist(), self.facts.eos_id
         kept = new[: new.index(end)] if end in new else new
@@ -155,7 +158,17 @@ def open_text(
     length, block = _fit(config, request, read_facts(network), entry)
     name = entry.name if entry else short_name(model)
     return TextSession(
-        name, network, tokenizer, config, decoder, length, block, request.steps, request.seed, request.raw
+        name,
+        network,
+        tokenizer,
+        config,
+        decoder,
+        length,
+        block,
+        request.steps,
+        request.seed,
+        request.raw,
+        request.guidance or 0.0,
     )
 
 

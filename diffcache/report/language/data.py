@@ -36,6 +36,7 @@ class TextSettings:
     decoder: str
     seed: int
     raw: bool
+    guidance: float = 0.0
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Run:
     residual_bytes: int
     external_used: int
     external_share: float | None
+    external_saved: float | None = None
+    attention_saved: float | None = None
+    external_seconds: float = 0.0
+    external_seconds_saved: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -115,6 +116,19 @@ class TextPage:
             shares = [share_of([a.right for a in self.report.asked if a.number in numbers])]
             shares += [share_of([s.right for s in line.row.samples if s.number in numbers]) for line in self.lines]
             found.append((label, len(numbers), shares))
+        return found
+
+    @property
+    def external(self) -> list[tuple[str, str, str, str, str]]:
+        """Of rows that keep attention outside the block: name, work saved there and of all attention, seconds."""
+        found = []
+        for line in self.lines:
+            runs = [s.run for s in line.row.samples if s.run.external_saved is not None]
+            if runs:
+                shares = (f"{mean(getattr(r, n) for r in runs):.0%}" for n in ("external_saved", "attention_saved"))
+                names = ("external_seconds_saved", "external_seconds", "seconds")
+                saved, spent, whole = (sum(getattr(r, n) for r in runs) for n in names)
+                found.append((line.name, *shares, f"{saved:.2f} s beside {spent:.2f} s", f"{whole:.2f} s"))
         return found
 
     # -- texts -----------------------------------------------------------------------------------------------------

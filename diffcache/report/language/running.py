@@ -43,6 +43,7 @@ def run(
     steps: int | None = None,
     decoder: str | None = None,
     raw: bool = False,
+    guidance: float | None = None,
     dtype: str | None = None,
     device: str | None = None,
     command: str | None = None,
@@ -60,7 +61,7 @@ def run(
         sweep: vary the one natural knob of each method that has one.
         resume: go on where an interrupted run stopped; ``overwrite``: begin anew.
         seed: of the decoder's noise.
-        gen_length, block_length, steps, decoder, raw: of the decoding, as in ``diffcache sample``.
+        gen_length, block_length, steps, decoder, raw, guidance: of the decoding, as in ``diffcache sample``.
         dtype, device: as in ``diffcache sample``.
         command: how to repeat it, for the page.
         on_prompt: told about progress: label, prompts done, of how many.
@@ -74,7 +75,7 @@ def run(
         ModelNotAvailableError, UnsupportedModelError: as for :func:`diffcache.text.open_text`.
     """
     asked = read_asked(model, problems, prompts)
-    request = TextRequest(gen_length, block_length, steps, decoder, raw, seed)
+    request = TextRequest(gen_length, block_length, steps, decoder, raw, seed, guidance)
     folder = check_folder(Path(out), resume, overwrite)
     session = open_text(model, "vanilla", [], request, dtype, device)
     text = command or f"diffcache.report.language.run({session.name!r}, out={without_folders(str(out))!r})"
@@ -125,7 +126,7 @@ def _begin(session: TextSession, specs: list[Spec], asked: list[Prompt], source:
     facts, network = session.facts, session.model
     shape = (session.gen_length, session.block_length, session.steps, describe(session.decoder), session.seed)
     names = [spec.name for spec in specs]
-    settings = TextSettings(session.name, names, len(asked), source, *shape, session.chats is False)
+    settings = TextSettings(session.name, names, len(asked), source, *shape, session.chats is False, session.guidance)
     parameters = sum(p.numel() for p in network.parameters())
     place = (network.device.type, str(network.dtype).removeprefix("torch."))
     model = TextModel(session.name, type(network).__name__, facts.regime, facts.layers, parameters, *place)
