@@ -14,7 +14,7 @@ from diffcache.kernels import checked, counting
 from diffcache.kernels.dispatch import Kernel
 
 from .denoisers.running import bare, model_of, run
-from .models import dit, normal
+from .models import decisions, dit, normal
 from .test_site_tokens import CLASSES, put_on, site_of, table
 
 
@@ -51,7 +51,7 @@ def test_blocks_hand_the_stream_on(name):
     assert [lesson.chained for lesson in known.blocks.values()] == [True] * (len(known.blocks) - 1) + [False]
 
 
-def steps_of(model, steps=3, before=lambda step: None, still=False):
+def steps_of(model, steps=3, before=lambda step: None, still=False, dtype=torch.float32):
     """Outputs of a tiny DiT; ``still``: on one input, at steps that a sampler tells."""
     outputs, sampler = [], FlowMatchEulerDiscreteScheduler()
     sampler.set_timesteps(steps)
@@ -59,7 +59,7 @@ def steps_of(model, steps=3, before=lambda step: None, still=False):
     with torch.no_grad(), denoising(model, steps, sampler if still else None):
         for step, t in enumerate(sampler.timesteps):
             before(step)
-            x = normal(1, 4, 8, 8, seed=0 if still else step), torch.tensor([900 - (0 if still else step)])
+            x = normal(1, 4, 8, 8, seed=0 if still else step).to(dtype), torch.tensor([900 - (0 if still else step)])
             outputs.append(model(*x, class_labels=torch.tensor([3])).sample.clone())
             if still:
                 sampler.step(torch.zeros(1), t, torch.zeros(1))
@@ -97,6 +97,32 @@ def test_norms_of_every_family_are_the_kernels_own(name):
     assert kinds & {"layer", "rms"}
     eps = {s.eps for b in known.blocks.values() for of in b.sources.values() for s in of if s and s.kind == "layer"}
     assert eps <= {1e-5, 1e-6}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_by_kernels_are_no_less_exact_in_16_bits(dtype):
+    def outputs(packs, kind):
+        model = dit().to(dtype).to(kind)
+        put_on(model, lambda offset, depth, kind: 0.5)
+        site_of(model).packs = packs
+        found = steps_of(model, dtype=kind)
+        assert {way for way, _ in site_of(model).ways.values()} == {"kernels"} or not packs
+        return torch.cat(found).float()
+
+    exact = outputs(False, torch.float32)
+    packed, apart = ((outputs(packs, dtype) - exact).norm() for packs in (True, False))
+    assert packed < 1.5 * apart
+
+
+def test_inference_mode_gives_the_same():
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        model = dit()
+        put_on(model, lambda offset, depth, kind: 0.5)
+        with mode():
+            found.append(torch.cat(steps_of(model)))
+        assert decisions(model) == ["Fpp"]
+    assert torch.equal(*found)
 
 
 def test_a_norm_that_is_not_of_the_stream_stays_the_block_s_own():

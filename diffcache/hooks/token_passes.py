@@ -21,7 +21,7 @@ from ..kernels import project_epilogue
 from .attending import Attending, Attention
 from .outputs import Template, flatten, owned
 from .selection import Place, Selection, Unfit
-from .streams import named_tensors
+from .streams import named_tensors, version
 
 Forward = Callable[..., Any]
 #: why a unit that works on other things than tokens does not run on rows
@@ -72,11 +72,11 @@ class Memory:
 
     def seal(self) -> None:
         """Whoever writes to the results from here on is noticed."""
-        self.versions = [t._version for t in self.results]
+        self.versions = [version(t) for t in self.results]
 
     @property
     def intact(self) -> bool:
-        return [t._version for t in self.results] == self.versions
+        return [version(t) for t in self.results] == self.versions
 
     def give(self) -> Any:
         """The module's return value."""
