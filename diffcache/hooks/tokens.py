@@ -33,7 +33,7 @@ from .packed import Broken
 from .recipe import Recipe
 from .sites import Run, Site
 from .token_cache import TokenCache
-from .token_passes import UNREACHED, FullPass, TokenPass
+from .token_passes import UNREACHED, Forward, FullPass, TokenPass
 from .token_teacher import Known, Teacher, feeder_name, refusal
 
 _UNIT_NAME = f"{HOOK_NAME}_token"
@@ -64,6 +64,8 @@ class TokenSite(Site):
         if type(model).__name__ in _WITHOUT:
             raise refusal(model, _WITHOUT[type(model).__name__])
         self.now: TokenPass | None = None
+        #: (name of a unit or feeder, its forward) -> what is called for it; whoever times units sets it
+        self.around: Callable[[str, Forward], Forward] | None = None
         self._lists = {block: name for name, blocks in find_block_lists(model).items() for block in blocks}
         self._layers = {unit.name: index for index, unit in _layers(units)}
         self._teacher = Teacher(model, units, self._lists, self._within)
@@ -272,10 +274,12 @@ class _TokenHook(ModelHook):
         self.site, self.what = site, (name, layer, kind, feeds)
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        now = self.site.now
+        now, forward = self.site.now, self.fn_ref.original_forward
         if now is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        return now.run(*self.what, self.fn_ref.original_forward, args, kwargs)
+            return forward(*args, **kwargs)
+        if self.site.around is not None:
+            forward = self.site.around(self.what[0], forward)
+        return now.run(*self.what, forward, args, kwargs)
 
 
 class _BlockHook(ModelHook):

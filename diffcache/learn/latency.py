@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from ..hooks.modules import find_units, unit_kinds
+from ..hooks.tokens import TokenSite
 from ..pipeline import accelerated, handle_of
 from .trials import Trials
 from .work import Floats, Work
@@ -101,24 +102,36 @@ def timed_run(trials: Trials, method: Any, label: str, watch: Stopwatch | None =
 
 @contextmanager
 def _timed(pipe: Any, watch: Stopwatch | None) -> Iterator[Callable[[], Times]]:
-    """Within: every call of a denoiser and of its units is timed; yields what reads the times afterwards."""
-    handle, hooks, marks = handle_of(pipe), [], []
+    """Within: every call of a denoiser, and of its units' own forward, is timed; yields what reads the times then.
 
-    def follow(name: str, module: torch.nn.Module, clock: Stopwatch) -> None:
+    A pass may run a unit's forward elsewhere than in the module's call, so that is what is timed.
+    """
+    handle, hooks, marks, sites = handle_of(pipe), [], [], []
+
+    def follow(model: nn.Module, site: Any, clock: Stopwatch) -> None:
         begun: list[Any] = []
-        hooks.append(module.register_forward_pre_hook(lambda *_: begun.append(clock.now())))
-        hooks.append(
-            module.register_forward_hook(
-                lambda *_: marks.append((handle.clock.step, name, clock, begun.pop(), clock.now()))
-            )
-        )
 
-    for model, _ in handle.hooks.values():
+        def end(*_: Any) -> None:
+            marks.append((handle.clock.step, DENOISER, clock, begun.pop(), clock.now()))
+
+        def around(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                begin = clock.now()
+                result = forward(*args, **kwargs)
+                marks.append((handle.clock.step, name.partition(" ")[0], clock, begin, clock.now()))
+                return result
+
+            return run
+
+        hooks.append(model.register_forward_pre_hook(lambda *_: begun.append(clock.now())))
+        hooks.append(model.register_forward_hook(end))
+        if isinstance(site, TokenSite):
+            site.around = around
+            sites.append(site)
+
+    for model, hook in handle.hooks.values():
         clock = watch or Stopwatch(next(model.parameters()).device)
-        follow(DENOISER, model, clock)
-        for unit in find_units(model, "module", unit_kinds("module")):
-            for module in (unit.module, *unit.feeders):
-                follow(unit.name, module, clock)
+        follow(model, getattr(hook.site, "tokens", hook.site), clock)
 
     def read() -> Times:
         times: Times = defaultdict(float)
@@ -131,6 +144,8 @@ def _timed(pipe: Any, watch: Stopwatch | None) -> Iterator[Callable[[], Times]]:
     finally:
         for hook in hooks:
             hook.remove()
+        for site in sites:
+            site.around = None
 
 
 def in_microseconds(weight: Floats) -> torch.Tensor:
