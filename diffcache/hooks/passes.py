@@ -139,9 +139,7 @@ class Capturing:
         self._versions = {} if copies else {n: version(t) for n, t in self.first.items()}
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._left = True
-        if self._ended:
-            self._ended = []
+        self._left, self._ended = True, []
         if block is self.plan.start and self.first is None:
             self.begin(named_tensors(block, args, kwargs))
         output = forward(*args, **kwargs)
