@@ -27,15 +27,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check diffcache tests samples
 
-# Every method swept over its knob, beside other packages' caches: docs/measured-<model>.md (an hour on two cores;
+# Every method swept over its knob, beside other packages' caches: docs/measured-<model>.md (50 minutes on two cores;
 # interrupted, it goes on where it stopped).
-SWEEPS := none,auto:speedup=[2,3,4],auto:min_psnr=30,worldcache:computed=[12,16,24],powerlaw:computed=[12,16,24],$\
-  worldcache-partial:computed=[8,12,16],fora:interval=[2,3],taylorseer:interval=[2,3,4],hicache:interval=[2,3,4],$\
-  fbcache:threshold=[0.06,0.12,0.24],teacache:threshold=[0.05,0.1,0.2],magcache:threshold=[0.06,0.12,0.24],$\
-  easycache:threshold=[0.03,0.06,0.12],toca,duca,diffusers:first-block:threshold=[0.06,0.12,0.24],$\
-  diffusers:taylorseer:cache_interval=[2,3,4],diffusers:mag:threshold=[0.06,0.12,0.24],$\
-  cache-dit:dbcache:residual_diff_threshold=[0.06,0.12,0.24],$\
-  cache-dit:dbcache+taylorseer:residual_diff_threshold=[0.06,0.12,0.24]
+SWEEPS := none,auto:speedup=[2,3,4],auto:min_psnr=30,worldcache:computed=[12,16,24],powerlaw:computed=[16,24],$\
+  worldcache-partial:computed=[8,12],fora:interval=3,taylorseer:interval=[2,3],hicache:interval=3,$\
+  fbcache:threshold=[0.12,0.24],teacache:threshold=[0.1,0.2],magcache:threshold=[0.06,0.12],$\
+  easycache:threshold=[0.06,0.12],diffusers:first-block:threshold=[0.12,0.24],diffusers:taylorseer:cache_interval=3,$\
+  diffusers:mag:threshold=[0.06,0.12,0.24],cache-dit:dbcache:residual_diff_threshold=[0.12,0.24],$\
+  cache-dit:dbcache+taylorseer:residual_diff_threshold=[0.12,0.24]
 bench: $(STAMP)
 	for model in tiny-dit tiny-wan tiny-world; do \
 	  $(BIN)/diffcache report --model $$model --methods '$(SWEEPS)' --seeds 16 --out out/bench-$$model --resume && \

@@ -208,6 +208,7 @@ def test_families_are_read_between_their_rows_at_equal_time_and_equal_quality():
     assert over.over.mean == pytest.approx(20.5)
     text = to_markdown(report, found, found.lines)
     assert "| a | 53.0 ± 4.1 | 53.0 ± 4.1 | 47.0 ± 4.1 | - |" in text
+    assert "| a:x=3 | 3.00x | 2.54x | 33% | 10.0 | 10.0 | 0 of 4 |" in text
 
 
 def test_control_that_wins_is_said_to_win():

@@ -11,6 +11,8 @@ from .statistics import EQUAL, Interval
 from .summary import QUALITIES, TIMES, Line, Summary
 
 TEXT = "report.md"
+#: dB that a picture should have against dense: how many seeds of a row do is told
+GOOD = 30.0
 
 
 def write_markdown(report: Report, summary: Summary, lines: Sequence[Line], folder: Path) -> Path:
@@ -56,12 +58,14 @@ def _families(summary: Summary) -> str:
 
 
 def _rows(lines: Iterable[Line]) -> str:
-    head = ["row", "denoiser", "whole pipeline", "work", "PSNR dB", "worst seed", "SSIM", "vs fewer steps", "cached kB"]
+    head = ["row", "denoiser", "whole pipeline", "work", "PSNR dB", "worst seed", f"seeds ≥ {GOOD:g} dB", "SSIM"]
+    head += ["vs fewer steps", "cached kB"]
     return _table(head, (_row(line) for line in lines))
 
 
 def _row(line: Line) -> list[str]:
     metrics, told = line.metrics["dense"], line.row.samples[0].trajectories
+    values = line.values().values()
     margin = "control" if line.row.kind == CONTROL else "-"
     if line.margin is not None:
         margin = f"{line.margin.over.mean:+.1f} dB" + (" (tie)" if line.margin.verdict == "tie" else "")
@@ -71,7 +75,8 @@ def _row(line: Line) -> list[str]:
         f"{line.whole.median:.2f}x",
         "-" if line.row.work_share is None else f"{line.row.work_share:.0%}",
         _psnr(metrics["psnr"]),
-        _psnr(Interval(min(line.values().values()), 0.0, 1)),
+        _psnr(Interval(min(values), 0.0, 1)),
+        f"{sum(v >= GOOD for v in values)} of {len(values)}",
         f"{metrics['ssim'].mean:.4f}",
         margin,
         f"{max(s.cached_bytes for s in line.row.samples) / 1e3:.0f}" if told else "-",
