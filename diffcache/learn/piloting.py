@@ -35,18 +35,18 @@ class Recorder(Pilot):
         self.plan, self.watching, self._reporter = plan, watching, reporter
         self.tracks: list[Track] = []
         self.timesteps: tuple[float, ...] = ()
-        self._total = 0
+        self.total = 0
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
         if total is None:
             raise ConfigError("calls: the number of steps is not known; a bare denoiser samples in denoising(...)")
-        self._total, self.timesteps = total, tuple(timesteps)
+        self.total, self.timesteps = total, tuple(timesteps)
         self.tracks.append(Track())
         return self.plan
 
     def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         self.tracks[-1].note(branch, step, samples, outputs)
-        self._reporter(step + 1, self._total)
+        self._reporter(step + 1, self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str
         if len(handle_of(pipe).hooks) != 1:
             raise UnsupportedModelError("auto plans pipelines with one denoiser, this one has several")
         output = run(pipe, call)
+        reporter(pilot.total, pilot.total)  # of a run that is not watched the steps were not told
         segments, sampler = handle_of(pipe).stats().segments, handle_of(pipe).sampler
     computed, predicted = sum(s.computed for s in segments), sum(s.predicted for s in segments)
     compute = sum(s.compute_seconds for s in segments) / max(computed, 1)

@@ -21,8 +21,8 @@ def trade_off(lines: Sequence[TextLine], metric: str, looks: dict[str, Style], v
     """
     figure, axes = blank(5.6, 4.2)
     axes.axhline(100 * vanilla, color=SOFT, linewidth=1, linestyle=(0, (1, 2)))
-    place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=9)
-    axes.annotate("vanilla", (0.995, 100 * vanilla), (0, 3), color=SOFT, **place)
+    place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", ha="left", fontsize=9)
+    axes.annotate("vanilla", (0.005, 100 * vanilla), (0, 3), color=SOFT, **place)
     families: dict[str, list[TextLine]] = {}
     for line in sorted(lines, key=lambda line: line.speed.median):
         families.setdefault(line.row.family, []).append(line)
