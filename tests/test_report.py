@@ -203,19 +203,20 @@ def test_method_that_stops_running_is_a_loss(healthy):
 
 
 def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    whole = Bench.measure_seed
+    whole = Bench._measure_row
 
-    def killed(self, seed, *rest):
+    def killed(self, row, ready, against, seed, *rest):
+        whole(self, row, ready, against, seed, *rest)
         if seed == 1:
-            raise KeyboardInterrupt
-        return whole(self, seed, *rest)
+            raise KeyboardInterrupt  # one row has run on this seed, the others have not
 
-    monkeypatch.setattr(Bench, "measure_seed", killed)
+    monkeypatch.setattr(Bench, "_measure_row", killed)
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, "interval:interval=2")
     kept = load_report(tmp_path)
     assert kept.seeds == [0]
-    monkeypatch.setattr(Bench, "measure_seed", whole)
+    assert "1 of 2 seeds" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(Bench, "_measure_row", whole)
     with pytest.raises(ConfigError, match="resume"):
         measured(tmp_path, "interval:interval=2")
     with pytest.raises(ConfigError, match="steps differs"):

@@ -99,8 +99,15 @@ def run(
         _measure(report, subject, specs, folder, on_step or (lambda *_: None), tell)
     finally:  # an interrupted run has a page of what it measured
         if report.dense:
+            _drop_unfinished(report)
             render(report, folder)
     return report
+
+
+def _drop_unfinished(report: Report) -> None:
+    """Rows that ran on a seed before it was interrupted lose it again."""
+    for row in report.rows:
+        row.samples = [sample for sample in row.samples if sample.seed in report.seeds]
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
