@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .losses import unlikeness
+from .watching import instead
 
 
 @contextmanager
@@ -19,20 +20,14 @@ def decoded(pipe: Any) -> Iterator[list[Tensor]]:
     if vae is None:
         yield given
         return
-    inner, had = vae.decode, vae.__dict__.get("decode")
+    inner = vae.decode
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         given.append(z.detach())
         return inner(z, *args, **kwargs)
 
-    vae.__dict__["decode"] = decode
-    try:
+    with instead(vae, "decode", decode):
         yield given
-    finally:
-        if had is None:
-            del vae.__dict__["decode"]
-        else:
-            vae.__dict__["decode"] = had
 
 
 def direction(pipe: Any, given: list[Tensor], error: Tensor, wanted: Tensor) -> Tensor | None:

@@ -27,6 +27,20 @@ class Seen:
 
 
 @contextmanager
+def instead(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within: this one object has another method of that name."""
+    had = owner.__dict__.get(name)
+    owner.__dict__[name] = method
+    try:
+        yield
+    finally:
+        if had is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = had
+
+
+@contextmanager
 def sampled(pipe: Any) -> Iterator[Seen]:
     """Within: the steps of a pipeline's sampler are seen; ``change`` may replace what it is given."""
     seen, scheduler = Seen(), getattr(pipe, "scheduler", None)
@@ -34,7 +48,6 @@ def sampled(pipe: Any) -> Iterator[Seen]:
         yield seen
         return
     inner = scheduler.step
-    had = scheduler.__dict__.get("step")
 
     @functools.wraps(inner)
     def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -46,14 +59,8 @@ def sampled(pipe: Any) -> Iterator[Seen]:
         seen.last = found.detach().float().cpu()
         return result
 
-    scheduler.__dict__["step"] = step
-    try:
+    with instead(scheduler, "step", step):
         yield seen
-    finally:
-        if had is None:
-            del scheduler.__dict__["step"]
-        else:
-            scheduler.__dict__["step"] = had
 
 
 @contextmanager
