@@ -14,7 +14,7 @@ from diffcache.media.frames import Clip
 from diffcache.methods import make_config
 from diffcache.report.baseline import losses
 from diffcache.report.data import DenseSeed, Machine, Model, Report, Row, Sample, Settings, Timing, load_report
-from diffcache.report.equal import lead
+from diffcache.report.equal import leads
 from diffcache.report.markdown import to_markdown
 from diffcache.report.metrics import METRICS, gradient_distance, measure, motion_difference
 from diffcache.report.page import write_page
@@ -203,11 +203,13 @@ def test_families_are_read_between_their_rows_at_equal_time_and_equal_quality():
     assert a.at_quality == (3.5, 3.5, 3.5, pytest.approx(2.5))
     assert [o is not None for o in b.at_time] == [True, True, False, False]
     assert control.at_time[2].mean == pytest.approx(26.5)
-    best, over = lead(found.lines, "a", 3.0)
-    assert (best, over.verdict) == ("fewer-steps", "more")
-    assert over.over.mean == pytest.approx(20.5)
+    at_two, at_three = leads(found.lines, (2.5, 3.0))
+    assert (at_two.best, at_two.second) == ("a", "b")
+    assert (at_three.best, at_three.second, at_three.over.verdict) == ("a", "fewer-steps", "more")
+    assert at_three.over.over.mean == pytest.approx(20.5)
     text = to_markdown(report, found, found.lines)
     assert "| a | 53.0 ± 4.1 | 53.0 ± 4.1 | 47.0 ± 4.1 | - |" in text
+    assert "| 3x | a | fewer-steps | +20.5 ± " in text
     assert "| a:x=3 | 3.00x | 2.54x | 33% | 10.0 | 10.0 | 0 of 4 |" in text
 
 

@@ -97,12 +97,23 @@ def _mean(over: Interval | None) -> float:
     return 0.0 if over is None else over.mean
 
 
-def lead(lines: Sequence[Line], family: str, speed: float) -> tuple[str, Difference] | None:
-    """The best other family at a speed-up, and the paired difference of ``family`` to it; None without both."""
-    values = {curve.family: curve.values_at(speed) for curve in curves(lines)}
-    own = values.pop(family, None)
-    others = {name: v for name, v in values.items() if v}
-    if not own or not others:
-        return None
-    best = max(others, key=lambda name: mean(others[name].values()))
-    return best, compare(own, others[best])
+@dataclass(frozen=True)
+class Lead:
+    """The best family at a speed-up, the next best, and how far it is behind, seed by seed."""
+
+    speed: float
+    best: str
+    second: str
+    over: Difference
+
+
+def leads(lines: Sequence[Line], times: Sequence[float]) -> list[Lead]:
+    """At each speed-up that two families reach."""
+    found = []
+    for speed in times:
+        values = {curve.family: v for curve in curves(lines) if (v := curve.values_at(speed))}
+        order = sorted(values, key=lambda name: -mean(values[name].values()))
+        if len(order) > 1:
+            best, second = order[:2]
+            found.append(Lead(speed, best, second, compare(values[best], values[second])))
+    return found

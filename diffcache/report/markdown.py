@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .data import Report, write_atomically
+from .equal import leads
 from .plan import CONTROL
-from .statistics import EQUAL, Interval
+from .statistics import EQUAL, Difference, Interval
 from .summary import QUALITIES, TIMES, Line, Summary
 
 TEXT = "report.md"
@@ -36,6 +37,7 @@ def to_markdown(report: Report, summary: Summary, lines: Sequence[Line]) -> str:
         _families(summary),
         "PSNR is against dense, in dB, with its 95 % interval over seeds; speed-ups are the denoiser's. A family is "
         "all rows of one method, read on a straight line between them.",
+        _leads(lines),
         "## Rows",
         _rows(lines),
     ]
@@ -55,6 +57,17 @@ def _families(summary: Summary) -> str:
         for s in summary.standings
     )
     return _table(head, rows)
+
+
+def _leads(lines: Sequence[Line]) -> str:
+    head = ["about as fast", "best family", "next best", "ahead by, paired by seed"]
+    rows = ([f"{o.speed:g}x", o.best, o.second, _ahead(o.over)] for o in leads(lines, TIMES))
+    return _table(head, rows)
+
+
+def _ahead(over: Difference) -> str:
+    half = "" if over.verdict == "one seed" else f" ± {over.over.half:.1f}"
+    return f"{over.over.mean:+.1f}{half} dB" + (" (tie)" if over.verdict == "tie" else "")
 
 
 def _rows(lines: Iterable[Line]) -> str:
