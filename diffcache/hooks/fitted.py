@@ -37,6 +37,7 @@ class FittedCache(Forecast):
         super().forget()
         self.samples: list[History] = []
         self.still: list[list[bool]] = []
+        self._masks: dict[int, Tensor] = {}
 
     @property
     def pilot(self) -> Any:
@@ -95,7 +96,7 @@ class FittedCache(Forecast):
         for history, value in zip([*self.histories, *self.samples], [*values, *samples], strict=True):
             history.push(value, moment.time)
         self.steps = [moment.step, *self.steps][:DEPTH]
-        self.still = []  # not known until the host reads
+        self.forget_still()
 
     def _miss(self, values: Sequence[Tensor], moment: Moment) -> Tensor:
         """Squared relative error (RMS over RMS) of the prediction for this step; the worst sample."""
@@ -120,9 +121,19 @@ class FittedCache(Forecast):
             return weights
         if all(still):
             return reused(len(rows))
-        each = zip(*(reused(len(rows)) if stands else weights for stands in still), strict=True)
-        shape = (-1, *[1] * (rows[0].dim() - 1))
-        return [torch.tensor(row, device=rows[0].device).view(shape) for row in each]
+        mask = self._mask(index, rows[0])
+        return [torch.where(mask, newest, weight) for newest, weight in zip(reused(len(rows)), weights, strict=True)]
+
+    def forget_still(self) -> None:
+        """It is not known again until the host reads."""
+        self.still, self._masks = [], {}
+
+    def _mask(self, index: int, like: Tensor) -> Tensor:
+        """Bool ``[B, 1, ...]``, the samples that stand still; goes to the device once a computed step."""
+        if index not in self._masks:
+            flags = torch.tensor(self.still[index], device=like.device)
+            self._masks[index] = flags.view(-1, *[1] * (like.dim() - 1))
+        return self._masks[index]
 
     def rows(self) -> list[list[Tensor]]:
         """For each output what its prediction is a sum of: stored values, newest first, and the sample."""
@@ -163,7 +174,7 @@ class FittedOutlook(Outlook):
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         cache, numbers = self._cache, list(numbers)
         error = numbers.pop(0) if self._has_error else nan
-        cache.still = []
+        cache.forget_still()
         ahead = range(self._moment.step + 1, self._moment.step + 1 + len(self._moment.ahead))
         alarms, suspects = [False] * len(ahead), []
         for index, (rows, samples, size) in enumerate(self._counts):
