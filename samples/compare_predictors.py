@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import make_call
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from diffcache import accelerated
+from diffcache.media.request import Request
+from diffcache.media.subject import Subject
 from diffcache.report import fidelity
-from diffcache.zoo import load_pipeline
+from diffcache.zoo import list_models, load_pipeline
+from diffcache.zoo.loading import WEIGHTS
 from diffcache.zoo.world import ACTIONS, parse_actions
 
 STEPS = 50
@@ -45,11 +47,11 @@ PREDICTORS: dict[str, dict[str, Any]] = {
 
 def batched(pipe: Any, model: str, seeds: int) -> dict[str, Any]:
     """The calls 0 … seeds - 1 of an embedded model (clips or motions) as one call."""
+    subject = Subject(pipe, list_models()[model], WEIGHTS / model, Request())
+    calls = [subject.call(seed, STEPS).arguments for seed in range(seeds)]
     if model == "tiny-world":
-        clips = [make_call(pipe, model, i, STEPS).arguments for i in range(seeds)]
-        one_chunk = [chunk_of(clip["actions"]) for clip in clips]
-        return {"image": [c["image"] for c in clips], "depth": [c["depth"] for c in clips], "actions": one_chunk}
-    calls = [make_call(pipe, model, i, STEPS).arguments for i in range(seeds)]
+        one_chunk = [chunk_of(call["actions"]) for call in calls]
+        return {"image": [c["image"] for c in calls], "depth": [c["depth"] for c in calls], "actions": one_chunk}
     shared = {k: v for k, v in calls[0].items() if k not in ("num_inference_steps", "output_type")}
     return {**shared, "prompt": [call["prompt"] for call in calls]}
 

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import Variant, make_call, timed
+from trials import Trials
 
 from diffcache import accelerated
 from diffcache.hooks.exact import ExactMemory, ExactSavings
-from diffcache.zoo import load_pipeline
+from diffcache.report.stopwatch import timed
 
 STEPS = 25
-OFF, ON = Variant("none"), Variant("exact", method="exact")
 
 
 def asking(pipe: Any, arguments: dict[str, Any]) -> tuple[ExactSavings, float, float]:
@@ -71,15 +70,14 @@ def _microseconds(run: Callable[[], Any], number: int = 200) -> float:
 
 def measure(model: str, pairs: int) -> str:
     """A row of the table."""
-    pipe = load_pipeline(model)
-    pipe.set_progress_bar_config(disable=True)
-    arguments = make_call(pipe, model, 0, STEPS).arguments
+    trials = Trials(model, STEPS)
+    pipe, arguments = trials.pipe, trials.arguments(0)
     savings, call, answer = asking(pipe, arguments)
     found: dict[str, list[list[float]]] = {"none": [], "exact": []}
     for seed in range(pairs):
-        for variant in (OFF, ON):
-            calls = timed(pipe, arguments, variant, seed).calls
-            found[variant.method].append([outer for outer, _ in calls])
+        for method, runs in found.items():
+            with accelerated(pipe, method):
+                runs.append(timed(pipe, arguments, seed, lambda done: None)[1].calls)
     first, plain = min(run[0] for run in found["exact"]), min(run[0] for run in found["none"])
     off, on = (statistics.median(s for run in found[name] for s in run[len(run) // 5 :]) for name in ("none", "exact"))
     return (

@@ -7,6 +7,7 @@ import builtins
 import dataclasses
 import importlib
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "samples" / "README.md"]
 COMMANDS = typer.main.get_command(cli.app)
 PREFIX = "diffcache "
+#: that only samples import
+EXTRAS = ("reasoning_gym", "vizdoom")
 #: of whichever click typer is built on
 UsageError = typer.BadParameter.__base__
 
@@ -144,6 +147,17 @@ def _with_imports(script):
     source = script.read_text(encoding="utf-8")
     beside = (script.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", source, re.MULTILINE))
     return source + "".join(path.read_text(encoding="utf-8") for path in beside if path.is_file())
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "samples").glob("*.py")), ids=lambda script: script.stem)
+def test_every_sample_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))
+    try:
+        runpy.run_path(str(script), run_name="imported")
+    except ModuleNotFoundError as missing:
+        if missing.name not in EXTRAS:
+            raise
+        pytest.skip(f"needs {missing.name}, of an extra")
 
 
 # -- what is said of methods -------------------------------------------------------------------------------------------
