@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: with fewer prompts than this the page says that intervals are wide
 FEW = 100
+#: speeds are the same up to this factor
+NEAR = 1.05
 
 
 def verdict(lines: list[TextLine], right: Proportion | None, known: bool) -> list[str]:
@@ -27,7 +29,7 @@ def verdict(lines: list[TextLine], right: Proportion | None, known: bool) -> lis
     if known and control is not None and (winner is None or control.speed.median > winner.speed.median):
         said.append(f"Fewer steps are faster than any method: {_say_winner(control, right)}.")
     elif winner is not None:
-        said += _say_control(winner, known)
+        said += _say_control(winner, max((c.speed.median for c in controls), default=0.0), known)
     return said + _say_losers(methods)
 
 
@@ -51,15 +53,17 @@ def _say_winner(line: TextLine, right: Proportion | None) -> str:
     return f"{text} (95% interval of the difference: {low} to {high} points)"
 
 
-def _say_control(line: TextLine, known: bool) -> list[str]:
+def _say_control(line: TextLine, fastest: float, known: bool) -> list[str]:
+    """``fastest``: speed-up of the fastest control, which stands for all speeds beyond."""
     margin, what = line.margin, "right answers" if known else "agreement"
     if margin is None or margin.verdict == "one seed":
         return []
     over = 100 * margin.over.mean
+    at = "at that speed" if fastest >= line.speed.median / NEAR else f"{fastest:.2f}x at most"
     if margin.verdict == "tie":
-        return [f"Vanilla with fewer steps, at that speed, ties with it ({what}: {-over:+.1f} points)."]
+        return [f"Vanilla with fewer steps, {at}, ties with it ({what}: {-over:+.1f} points)."]
     word = "fewer" if over > 0 else "more"
-    return [f"Vanilla with fewer steps, at that speed, has {abs(over):.1f} points {word} of {what}."]
+    return [f"Vanilla with fewer steps, {at}, has {abs(over):.1f} points {word} of {what}."]
 
 
 def _say_losers(methods: list[TextLine]) -> list[str]:
