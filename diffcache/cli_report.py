@@ -12,7 +12,7 @@ from .cli_options import LANGUAGE, Asked, Decoding, Model, Steps, asks, refuse_p
 from .errors import ConfigError
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .report import Loss, Report
 
 EPILOG = (
     "Examples:\n\n"
@@ -78,12 +78,11 @@ def report(
     shared |= {"resume": resume, "overwrite": overwrite}
     if is_language_model(model):
         others = {name: value for name, value in asked.content.items() if name not in ("prompt", "guidance")}
-        refuse_pictures(model, **others, seeds=seeds, baseline=baseline, tolerance=tolerance)
+        refuse_pictures(model, **others, seeds=seeds)
         if asked.prompt is not None:
             raise ConfigError("prompt: one prompt is no measurement, must be a file of them: --prompts FILE")
-        _report_text(
-            model, methods, {**shared, **decoding.options, "guidance": asked.guidance, "problems": problems}, asked
-        )
+        given = {**shared, **decoding.options, "guidance": asked.guidance, "problems": problems}
+        _report_text(model, methods, given, asked, baseline, tolerance)
         return
     refuse_texts(model, **decoding.options, problems=problems)
     _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, baseline, tolerance)
@@ -100,9 +99,7 @@ def _report_pictures(
     from .media.request import check_model
     from .media.terminal import StepProgress, console, say, summarise
 
-    tolerance = 0.05 if tolerance is None else tolerance
-    if not 0 < tolerance < 1:
-        raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
+    tolerance = _tolerated(tolerance)
     check_model(model)
     from .report import load_report, losses, run
 
@@ -114,17 +111,40 @@ def _report_pictures(
     title = f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds"
     summarise(title, _facts(found, shared["out"]))
     if before is not None:
-        lost = losses(found, before, tolerance)
-        say("\n".join(f"worse than the baseline: {loss}" for loss in lost) or f"no loss beyond {tolerance:.0%}")
-        if lost:
-            raise typer.Exit(1)
+        _judge(losses(found, before, tolerance), tolerance)
 
 
-def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked: Asked) -> None:
+def _tolerated(tolerance: float | None) -> float:
+    tolerance = 0.05 if tolerance is None else tolerance
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
+    return tolerance
+
+
+def _judge(lost: list[Loss], tolerance: float) -> None:
+    """Says what methods lost against the baseline; exit code 1 where one did."""
+    from .media.terminal import say
+
+    say("\n".join(f"worse than the baseline: {loss}" for loss in lost) or f"no loss beyond {tolerance:.0%}")
+    if lost:
+        raise typer.Exit(1)
+
+
+def _report_text(
+    model: str,
+    methods: str | None,
+    shared: dict[str, Any],
+    asked: Asked,
+    baseline: Path | None,
+    tolerance: float | None,
+) -> None:
     from .media.terminal import StepProgress, console, say, summarise, tabulate
-    from .report.language import run
+    from .report import load_report
+    from .report.language import TextReport, run, text_losses
     from .report.language.table import COLUMNS, facts, rows
 
+    tolerance = _tolerated(tolerance)
+    before = None if baseline is None else load_report(baseline, "baseline", TextReport)
     place = {"dtype": asked.dtype, "device": asked.device}
     with StepProgress(console(), "") as progress:
         found = run(model, methods, **shared, **place, on_prompt=progress, say=say, command=_command())
@@ -132,6 +152,8 @@ def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked:
     target = shared["out"]
     written = [("page", str(target / "report.html")), ("data", str(target / "report.json"))]
     summarise(f"{found.model.name}, {len(found.asked)} prompts", [*facts(found), *written])
+    if before is not None:
+        _judge(text_losses(found, before, tolerance), tolerance)
 
 
 def _command() -> str:

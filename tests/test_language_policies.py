@@ -10,9 +10,12 @@ from diffcache.llm import generate, read_facts
 from diffcache.llm.decoders import make_decoder
 from diffcache.llm.driver import language_config, prepare
 from diffcache.llm.policies.block import FastDLLM
+from diffcache.llm.policies.d2cache import column_mass
 from diffcache.llm.policies.elastic import Elastic
+from diffcache.llm.policies.increments import DLLMCache
+from diffcache.llm.rows import Rows
 
-from .language import BLOCK_CAUSAL, CHUNKED, EVERY, FULL, MODELS, bench, logits_of, native_logits, prompt, question
+from .language import BIDIRECTIONAL, BLOCK_CAUSAL, CHUNKED, EVERY, FULL, MODELS, bench, logits_of, native_logits, prompt, question
 
 CLOSE = dict(rtol=0.0, atol=2e-5)
 
@@ -20,6 +23,7 @@ CLOSE = dict(rtol=0.0, atol=2e-5)
 WHOLE = {
     "vanilla": "",
     "freecache": "",
+    "freecache:block": "",
     "fast-dllm:prefix": "",
     "fast-dllm:dual": "",
     "fast-dllm:vicinity": ",before=3,behind=3",
@@ -157,6 +161,98 @@ def test_elastic_may_widen_at_any_layer(name, at):
         loop.policy.after(state, torch.zeros_like(state.masked))
     layers = read_facts(model).layers
     assert computed == plan.rows.count * (at + 1) + state.length * (layers - 1 - at)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_elastic_that_always_drifts_has_exact_keys_in_the_first_layer(name):
+    """Ids change there, unlike above: each changed one is among the rows of the step behind."""
+    loop = bench(FULL[name](), "elastic:gamma=2,window=6")
+    state, policy = loop.state, loop.policy
+    for state.step in range(4):
+        logits_of(loop, plan := policy.plan(state))
+        held = policy.kv.read(0, state.length)[0].clone()
+        exact = bench(loop.runner.model, "elastic:warmup=9,window=6")
+        exact.state.ids[:], exact.state.masked[:] = state.ids, state.masked
+        logits_of(exact, exact.policy.plan(exact.state))
+        torch.testing.assert_close(held, exact.policy.kv.read(0, state.length)[0], **CLOSE)
+        before = state.ids
+        state.write(
+            plan.want.positions(state.ids.device)[:, :2], torch.full((2, 2), state.step + 1), torch.tensor(True)
+        )
+        policy.after(state, before != state.ids)
+
+
+def test_drift_is_compared_across_heads_or_across_keys_and_padding_counts_in_neither():
+    past, now = torch.rand(2, 2, 4, 3, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    for drift, axis in (("head", 1), ("key", 3)):
+        policy = bench(MODELS["llada"](), f"elastic:drift={drift}").policy
+        cosine = (past * now).sum(axis) / (past.norm(dim=axis) * now.norm(dim=axis))
+        torch.testing.assert_close(policy._similarity(past, now, None), cosine.mean((1, 2)))
+        seen = (torch.arange(7) > 1).expand(2, -1)
+        padded = [torch.where(seen[:, None, None], t, 0.0) for t in (past, now)]
+        alone = policy._similarity(past[..., 2:], now[..., 2:], None)
+        torch.testing.assert_close(policy._similarity(*padded, seen), alone)
+
+
+# -- window, dllm-cache, d2cache ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_window_sees_its_masks_and_decoded_tokens_and_computes_the_first_ones(name):
+    """Active: the first masks and what the phase decoded; far field: unseen until the next refresh."""
+    loop = bench(FULL[name](), "window:active=3,window=8,refresh=3")
+    state, policy, first = loop.state, loop.policy, loop.state.prompt_length
+    for state.step in range(4):
+        plan, done = policy.plan(state), first + 2 * state.step
+        at = plan.rows.positions(state.ids.device).expand(2, -1)[0].unique().tolist()
+        if state.step % 3 == 0:
+            assert (plan.full, plan.stop, at) == (True, state.length, list(range(state.length)))
+        else:  # 8 masks from those on that were left after the refresh
+            assert (plan.full, plan.stop) == (False, first + 2 + 8)
+            assert at == list(range(first, done + 3))
+        state.write(torch.tensor([[done, done + 1]]), torch.full((2, 2), 5), torch.tensor(True))
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_a_phase_ends_where_its_window_ends(name):
+    """Masks that are decoded now lie in what the step sees, however many a step decodes."""
+    model, asked = FULL[name](), dict(gen_length=32, decoder="threshold", decoder_settings=dict(threshold=0.0))
+    stats = generate(model, question(name), "window:active=4,window=8,refresh=100", **asked).stats
+    assert stats.steps == 8
+    assert stats.full_forwards == 3  # 4 tokens there, 8 from the window
+
+
+class Whole(DLLMCache):
+    """The prompt's rows flow along although it is not renewed."""
+
+    def __init__(self, config, task):
+        super().__init__(config, task)
+        self._read = self._all
+
+
+@pytest.mark.parametrize("method", ["dllm-cache", "dllm-cache:prompt_interval=3,response_interval=2,ratio=0.5"])
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_rows_of_a_prompt_that_is_not_renewed_are_not_missed(name, method):
+    asked = dict(gen_length=16, block_length=8, steps=None, mask_id=None, eos_id=None, attention_mask=None)
+    rule = make_decoder("threshold", threshold=0.4)
+    less, more = (prepare(FULL[name](), question(name), language_config(method), rule, **asked) for _ in range(2))
+    more.policy = Whole(more.policy.config, more.policy.task)
+    less, more = less.run(), more.run()
+    assert same(less, more)
+    assert less.stats.row_layers < more.stats.row_layers
+
+
+def test_column_mass_is_that_of_the_rollout():
+    """A repeated row counts once, rows that were not computed pass on what they are."""
+    draw, length = torch.Generator().manual_seed(0), 6
+    flow, rollout = [], torch.eye(length).repeat(2, 1, 1)
+    for rows in ([[0, 1, 2, 3, 4, 5]] * 2, [[1, 3, 4], [2, 5, 5]], [[0, 5], [4, 4]]):
+        rows = torch.tensor(rows)
+        weights = torch.rand(2, rows.shape[1], length, generator=draw).softmax(-1)
+        weights = torch.where(rows.diff(dim=1, prepend=rows[:, :1] - 1)[..., None] == 0, weights.roll(1, 1), weights)
+        flow.append((rows, weights))
+        Rows(index=rows).put(rollout, weights @ rollout)
+    torch.testing.assert_close(column_mass(flow, length), rollout.sum(1))
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

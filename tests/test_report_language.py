@@ -14,7 +14,7 @@ from diffcache import ConfigError, cli
 from diffcache.llm import declare
 from diffcache.methods import make_config
 from diffcache.report.data import DATA, load_report
-from diffcache.report.language import run
+from diffcache.report.language import run, text_losses
 from diffcache.report.language.data import Asked, Run, TextReport, TextRow, TextSample, TextSettings
 from diffcache.report.language.measuring import Bench
 from diffcache.report.language.page import TextPage, marked, write_text_page
@@ -146,7 +146,17 @@ def test_the_command_prints_the_table_and_says_where_the_page_is(tmp_path, promp
     assert re.search(r"vanilla +(\d|-)", out)
     assert "fewer-steps:1" in out
     assert "here/report.html" in out
-    assert (tmp_path / "here" / DATA).is_file()
+    data = json.loads((tmp_path / "here" / DATA).read_text())
+    for sample in data["rows"][0]["samples"]:
+        sample["run"]["seconds"] /= 10
+    (tmp_path / "before.json").write_text(json.dumps(data))
+    again = [*arguments, "--out", "here", "--resume", "--baseline"]
+    for baseline, code, said in (("before.json", 1, "worse than the baseline: freecache: tokens/s over vanilla fell"),
+                                 (f"here/{DATA}", 0, "no loss beyond 5%")):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["report", "--model", "tiny-llada", *again, baseline])
+        assert stop.value.code == code
+        assert said in capsys.readouterr().out
 
 
 def test_exact_methods_of_a_block_causal_model_give_vanillas_tokens(tmp_path, prompts):
@@ -253,6 +263,25 @@ def test_without_known_answers_agreement_is_shown_and_called_so():
     assert any("agreement with vanilla is shown, which is not quality" in text for text in summary.warnings)
     assert "near gives 2.00x" in summary.verdict[0]
     assert TextPage(found).metrics == ["agreement"]
+
+
+def test_losses_against_a_baseline():
+    before = planted({"same": (0.5, GOOD), "slower": (0.4, GOOD), "worse": (0.5, GOOD), "gone": (0.5, GOOD)}, GOOD)
+    now = planted({"same": (0.51, GOOD), "slower": (0.5, GOOD), "worse": (0.5, HALF), "gone": (1.0, GOOD)}, GOOD)
+    now.row("gone").failure, now.row("gone").samples = "RuntimeError: no", []
+    said = [str(loss) for loss in text_losses(now, before)]
+    assert said == [
+        "slower: tokens/s over vanilla fell from 2.5 to 2",
+        "worse: right answers fell from 0.95 to 0.5",
+        "gone: does not run any more: RuntimeError: no",
+    ]
+    assert [loss.row for loss in text_losses(now, before, tolerance=0.5)] == ["gone"]
+    far = planted({"far": (0.5, HALF)}, GOOD, known=False)
+    (loss,) = text_losses(far, planted({"far": (0.5, GOOD)}, GOOD, known=False))
+    assert str(loss) == "far: agreement with vanilla fell from 0.975 to 0.75"
+    now.settings.decoder = "threshold"
+    with pytest.raises(ConfigError, match="baseline: decoder differs"):
+        text_losses(now, before)
 
 
 def test_an_exact_method_that_differs_is_told():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
 from .data import Report, Row
@@ -47,10 +49,20 @@ def losses(report: Report, baseline: Report, tolerance: float = TOLERANCE) -> li
     Raises:
         ConfigError: the reports are of different models or steps.
     """
-    for name in ("model", "steps"):
+    same_settings(report, baseline, ("model", "steps"))
+    return lost_rows(report, baseline, lambda row, old: _figures(report, row, baseline, old, tolerance))
+
+
+def same_settings(report: Any, baseline: Any, names: Iterable[str]) -> None:
+    """Raises ConfigError unless both were asked for the same."""
+    for name in names:
         before, now = getattr(baseline.settings, name), getattr(report.settings, name)
         if before != now:
             raise ConfigError(f"baseline: {name} differs ({before} there, {now} here), must be the same")
+
+
+def lost_rows(report: Any, baseline: Any, figures: Callable[[Any, Any], list[Loss]]) -> list[Loss]:
+    """What rows lost that both reports have: everything, where one does not run any more, or some ``figures``."""
     known = {row.name: row for row in baseline.rows}
     found: list[Loss] = []
     for row in report.rows:
@@ -60,17 +72,14 @@ def losses(report: Report, baseline: Report, tolerance: float = TOLERANCE) -> li
         if row.failure is not None:
             found.append(Loss(row.name, "runs", 1, 0, row.failure))
         elif row.samples:
-            found += _figures(report, row, baseline, old, tolerance)
+            found += figures(row, old)
     return found
 
 
 def _figures(report: Report, row: Row, baseline: Report, old: Row, tolerance: float) -> list[Loss]:
     found = []
     for what, whole in (("denoiser speed-up", False), ("pipeline speed-up", True)):
-        now, before = (_logs(r, m, whole) for r, m in ((report, row), (baseline, old)))
-        drop = before.mean - now.mean
-        if drop > -math.log(1 - tolerance) and drop > _apart(now, before):
-            found.append(Loss(row.name, what, math.exp(before.mean), math.exp(now.mean)))
+        found += slower(row.name, what, *(_ratios(r, m, whole) for r, m in ((report, row), (baseline, old))), tolerance)
     now, before = _psnr(row), _psnr(old)
     common = [seed for seed in now if seed in before]
     fall = interval([before[seed] - now[seed] for seed in common])
@@ -80,8 +89,17 @@ def _figures(report: Report, row: Row, baseline: Report, old: Row, tolerance: fl
     return found
 
 
-def _logs(report: Report, row: Row, whole: bool) -> Interval:
-    return interval([math.log(value) for value in speedups(report, row, whole).values()])
+def _ratios(report: Report, row: Row, whole: bool) -> list[float]:
+    return list(speedups(report, row, whole).values())
+
+
+def slower(name: str, what: str, ratios: list[float], old: list[float], tolerance: float) -> list[Loss]:
+    """A row whose mean ratio to the reference fell by more than the tolerance, and than what may be chance."""
+    now, before = (interval([math.log(ratio) for ratio in some]) for some in (ratios, old))
+    drop = before.mean - now.mean
+    if drop > -math.log(1 - tolerance) and drop > _apart(now, before):
+        return [Loss(name, what, math.exp(before.mean), math.exp(now.mean))]
+    return []
 
 
 def _apart(a: Interval, b: Interval) -> float:

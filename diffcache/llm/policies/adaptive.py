@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...methods.language import DKVConfig, WindowConfig
+from ...methods.language import DKVConfig, LanguageConfig, WindowConfig
 from ..plan import StepPlan
 from ..rows import Rows, picked
 from ..state import SequenceState
-from .base import Policy
+from .base import Policy, Task
 
 
 class AdaptivePolicy(Policy):
@@ -41,30 +41,56 @@ class Window(AdaptivePolicy):
 
     config: WindowConfig
 
+    def __init__(self, config: LanguageConfig, task: Task) -> None:
+        super().__init__(config, task)
+        self._last: Tensor | None = None  # of each sample, the last position that the phase sees
+        self._left: Tensor | None = None  # whether an active mask lies behind it
+        self._ends = False
+
     def blocks(self) -> list[tuple[int, int]]:
         return [(self.task.prompt_length, self.task.length)]
 
     def decodable(self, state: SequenceState) -> Tensor:
         return self.first_masks(state, self.config.active)
 
+    def asks(self) -> Tensor | None:
+        return self._left
+
+    def told(self, answer: list[bool]) -> None:
+        self._ends = answer[0]
+
     def plan(self, state: SequenceState) -> StepPlan:
         active = self.decodable(state)
         want = self.wanted(state, active, self.config.active)
-        if state.step % self.config.refresh == 0 or state.step < self.config.warmup:
+        if state.step % self.config.refresh == 0 or state.step < self.config.warmup or self._ends:
             return self._refresh(state, want)
+        if self._last is None:
+            self._look(state)
         since = state.decoded_at >= self._began
         return self.over(state, active | (since & ~state.masked), want, stop=self._stop, seen=self._seen)
 
     def _refresh(self, state: SequenceState, want: Rows) -> StepPlan:
-        """All rows; decides for the phase what is seen. Decoded tokens lie among the first masks: all is one span."""
-        self._began = state.step
+        """All rows. What the phase sees is decided after this step's tokens, unless the far field is dropped here."""
+        self._began, self._last, self._ends = state.step, None, False
+        if not self.config.drop_far:
+            return StepPlan(Rows(0, state.length), want, state.length, full=True)
+        self._look(state)
+        stop = max(self._stop, int(want.positions(state.ids.device).max()) + 1)
+        return StepPlan(Rows(0, stop), want, stop, seen=self._seen, full=True)
+
+    def _look(self, state: SequenceState) -> None:
+        """The first masks and what is decoded are seen; that is one span, for tokens are decoded among the first."""
         window = self.first_masks(state, self.config.window) | (~state.masked & (state.positions < state.end))
-        last = torch.where(window, state.positions, 0).amax(1)
-        self._stop = int(last.max()) + 1
-        self._seen = None if len(last) == 1 else state.positions <= last[:, None]
-        stop = self._stop if self.config.drop_far else state.length
-        stop = max(stop, int(want.positions(last.device).max()) + 1)
-        return StepPlan(Rows(0, stop), want, stop, seen=self._seen if self.config.drop_far else None, full=True)
+        self._last = torch.where(window, state.positions, 0).amax(1, keepdim=True)
+        self._stop = int(self._last.max()) + 1
+        self._seen = None if len(self._last) == 1 else state.positions <= self._last
+
+    def after(self, state: SequenceState, decoded: Tensor) -> None:
+        """A decoder that takes many tokens a step may leave the window before the phase is over."""
+        if self._last is None:
+            self._left = None
+        else:
+            self._left = (self.decodable(state) & (state.positions > self._last)).any().view(1)
 
 
 class DKV(AdaptivePolicy):

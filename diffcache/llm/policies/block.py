@@ -31,10 +31,11 @@ class FreeCache(Policy):
     def plan(self, state: SequenceState) -> StepPlan:
         if state.step == 0 or state.step < self.config.warmup:
             return self.full(state)
-        start = state.block[0]
+        start, stop = state.block
         if state.block_step == 0 and self.config.settle:
             start = max(start - self.task.block_length, self.task.prompt_length)
-        return self.span(state, start, state.length)
+        behind = self.config.behind
+        return self.span(state, start, state.length if behind is None else min(stop + behind, state.length))
 
 
 class ExactPrefix(Policy):

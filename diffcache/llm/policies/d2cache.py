@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...methods.language import D2CacheConfig, LanguageConfig
@@ -23,13 +26,14 @@ class D2Cache(AdaptivePolicy):
     def __init__(self, config: LanguageConfig, task: Task) -> None:
         super().__init__(config, task)
         self._confidence: Tensor | None = None
-        self._rollout: Tensor | None = None
-        self._rows: Tensor | None = None
+        self._flow: list[tuple[Tensor, Tensor]] = []
+        reach = min(math.ceil(6.0 * self.config.sigma), task.length)  # beyond 6 it is below the resolution of fp32
+        self._gaussian = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2.0 * self.config.sigma**2))
 
     # -- before the forward --------------------------------------------------------------------------------------------
 
     def plan(self, state: SequenceState) -> StepPlan:
-        self._rollout = None
+        self._flow = []
         self._padding = state.padding
         if state.step == 0 or state.step < self.config.warmup:
             want = Rows(state.prompt_length, state.length)
@@ -59,9 +63,9 @@ class D2Cache(AdaptivePolicy):
 
     def _nearness(self, state: SequenceState) -> Tensor:
         """``D_i``: sum over known tokens of a Gaussian of the distance."""
-        distance = (state.positions[:, None] - state.positions[None, :]).float()
-        kernel = torch.exp(-distance.square() / (2.0 * self.config.sigma**2))
-        return (~state.masked).float() @ kernel
+        self._gaussian = self._gaussian.to(state.ids.device)
+        known = (~state.masked).float()[:, None]
+        return F.conv1d(known, self._gaussian[None, None], padding=len(self._gaussian) // 2)[:, 0]
 
     def _nucleus_rows(self, state: SequenceState, chosen: Tensor) -> Tensor:
         """The smallest set of the other positions that has ``nucleus`` of the rollout's mass."""
@@ -77,14 +81,12 @@ class D2Cache(AdaptivePolicy):
         """Nothing to hear yet."""
 
     def hear_after(self, current: ForwardPass, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        """``R <- rownorm(A + I) R`` at the rows computed; other rows pass on what they are."""
+        """``rownorm(A + I)`` at the rows computed; other rows pass on what they are."""
         mask = None if current.padding is None else current.padding[:, None, None, :]
         weights = probabilities(q, k, scale, mask).mean(1)
-        if self._rollout is None:
-            self._rollout = torch.eye(k.shape[2], device=q.device).repeat(len(q), 1, 1)
-        own = torch.zeros_like(weights).scatter_(2, current.rows.positions(q.device).expand(len(q), -1)[..., None], 1.0)
-        mixed = (weights + own) / 2.0  # rows of attention sum to 1
-        current.rows.put(self._rollout, mixed @ self._rollout)
+        rows = current.rows.positions(q.device).expand(len(q), -1)
+        own = torch.zeros_like(weights).scatter_(2, rows[..., None], 1.0)
+        self._flow.append((rows, (weights + own) / 2.0))  # rows of attention sum to 1
 
     # -- after it ------------------------------------------------------------------------------------------------------
 
@@ -95,9 +97,27 @@ class D2Cache(AdaptivePolicy):
         want.put(self._confidence, logits.float().softmax(-1).amax(-1))
 
     def after(self, state: SequenceState, decoded: Tensor) -> None:
-        self._importance = self._rollout.sum(1)
+        self._importance = column_mass(self._flow, decoded.shape[1])
+        self._flow = []
         if self._padding is not None:
             self._importance = self._importance * self._padding
+
+
+def column_mass(flow: list[tuple[Tensor, Tensor]], length: int) -> Tensor:
+    """Column sums ``[B, N]`` of the rollout ``R_L ... R_1``, from the last layer down: no ``N * N`` product is made.
+
+    Args:
+        flow: of each layer the rows computed, ascending ``[B, T]`` (a repeated one counts once), and ``R`` there
+            ``[B, T, N]``; elsewhere it is the identity.
+        length: N.
+    """
+    first = flow[0][1]
+    mass = first.new_ones(len(first), length)
+    for rows, weights in reversed(flow):
+        own = mass.gather(1, rows)
+        own[:, 1:] *= rows.diff(dim=1) != 0
+        mass = mass.scatter(1, rows, 0.0) + (own[:, None] @ weights)[:, 0]
+    return mass
 
 
 def _filled(rows: Tensor, gap: int) -> Tensor:

@@ -92,16 +92,25 @@ class Elastic(AdaptivePolicy):
         held = self._queries[layer]
         if self._past is not None and not self._drifted:
             now = probabilities(self._asked(held, self._tracked), k, scale, self._mask(current))
-            self._drifted = bool((self._similarity(self._past, now) < self.config.gamma).any())
+            alike = self._similarity(self._past, now, current.padding)
+            self._drifted = bool((alike < self.config.gamma).any())
         window = self._window.positions(q.device).expand(len(q), -1)
         weight = probabilities(self._asked(held, window), k, scale, self._mask(current)).sum((1, 2))
         weight = weight.masked_fill(~self._decoded, -1.0)
         best = weight.topk(min(self.config.track, weight.shape[1]), dim=1).indices
         self._found = best if self._found is None else torch.cat([self._found, best], dim=1)
 
-    def _similarity(self, past: Tensor, now: Tensor) -> Tensor:
-        """Of each sample; ``[B, H, T, K]`` compared across heads (released code) or across keys (paper)."""
-        return F.cosine_similarity(past, now, dim=1 if self.config.drift == "head" else 3).mean((1, 2))
+    def _similarity(self, past: Tensor, now: Tensor, seen: Tensor | None) -> Tensor:
+        """Of each sample; ``[B, H, T, K]`` compared across heads (released code) or across keys (paper).
+
+        Keys of padding, which ``seen`` ``[B, K]`` leaves out, have no attention to compare.
+        """
+        if self.config.drift == "key":
+            return F.cosine_similarity(past, now, dim=3).mean((1, 2))
+        alike = F.cosine_similarity(past, now, dim=1)
+        if seen is None:
+            return alike.mean((1, 2))
+        return (alike.mean(1) * seen).sum(1) / seen.sum(1)
 
     @staticmethod
     def _asked(queries: Tensor, positions: Tensor) -> Tensor:

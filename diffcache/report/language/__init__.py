@@ -10,16 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .baseline import text_losses
     from .data import TextReport
     from .running import run
 
-__all__ = ["TextReport", "run"]
+__all__ = ["TextReport", "run", "text_losses"]
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    files = {"TextReport": "data", "run": "running"}
+    files = {"TextReport": "data", "run": "running", "text_losses": "baseline"}
     if name not in files:
         raise AttributeError(f"module 'diffcache.report.language' has no attribute '{name}'")
     return getattr(import_module(f".{files[name]}", __name__), name)

@@ -143,11 +143,20 @@ def middle_half(values: list[float]) -> Speed:
     return Speed(middle, low, high)
 
 
+def speedups(report: TextReport, row: TextRow, tokens: bool = True) -> dict[int, float]:
+    """Prompt -> tokens/s over vanilla's just before and after; without ``tokens``, its time over the row's."""
+    found = {}
+    for sample in row.samples:
+        vanilla = report.vanilla(sample.number)
+        time = mean(vanilla.runs[n].seconds for n in sample.around) / max(sample.run.seconds, 1e-9)
+        share = sample.run.new_tokens / max(vanilla.runs[0].new_tokens, 1)
+        found[sample.number] = time * share if tokens else time
+    return found
+
+
 def _line(report: TextReport, row: TextRow, known: bool) -> TextLine:
     pairs = [(s, report.vanilla(s.number)) for s in row.samples]
-    dense = [mean(a.runs[n].seconds for n in s.around) for s, a in pairs]
-    times = [seconds / max(s.run.seconds, 1e-9) for (s, _), seconds in zip(pairs, dense, strict=True)]
-    speeds = [time * s.run.new_tokens / max(a.runs[0].new_tokens, 1) for (s, a), time in zip(pairs, times, strict=True)]
+    speeds, times = (list(speedups(report, row, tokens).values()) for tokens in (True, False))
     right = [s.right for s, _ in pairs]
     difference, word = (
         paired_shares(list(map(bool, right)), [bool(a.right) for _, a in pairs]) if known else (None, "tie")
