@@ -15,7 +15,19 @@ from diffcache.llm.policies.elastic import Elastic
 from diffcache.llm.policies.increments import DLLMCache
 from diffcache.llm.rows import Rows
 
-from .language import BIDIRECTIONAL, BLOCK_CAUSAL, CHUNKED, EVERY, FULL, MODELS, bench, logits_of, native_logits, prompt, question
+from .language import (
+    BIDIRECTIONAL,
+    BLOCK_CAUSAL,
+    CHUNKED,
+    EVERY,
+    FULL,
+    MODELS,
+    bench,
+    logits_of,
+    native_logits,
+    prompt,
+    question,
+)
 
 CLOSE = dict(rtol=0.0, atol=2e-5)
 
