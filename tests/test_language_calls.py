@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import diffcache
-from diffcache import ConfigError, UnsupportedModelError, accelerate_model, accelerated, restore, supports
+from diffcache import ConfigError, UnsupportedModelError, accelerate_model, accelerated, list_methods, restore, supports
 from diffcache.llm import DECODERS, Factor, Threshold, custom_generate, declare, generate, make_decoder, read_facts
 from diffcache.llm.decoders.base import Sight, split_budget
 from diffcache.llm.state import SequenceState
@@ -87,9 +87,17 @@ def test_noise_is_that_of_the_generator():
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["vanilla", "freecache", "window", "elastic"])
-def test_an_end_token_inside_a_block_ends_the_sequence(method):
-    model = llada()
+ENDING = [
+    (build, method)
+    for build, regime in ((llada, "bidirectional"), (sdar, "block-causal"))
+    for method, config in list_methods("language").items()
+    if regime in config.regimes
+]
+
+
+@pytest.mark.parametrize(("build", "method"), ENDING)
+def test_an_end_token_inside_a_block_ends_the_sequence(build, method):
+    model, method = build(), "flashblock:dual" if (build, method) == (llada, "flashblock") else method
     free = generate(model, prompt(2), method, gen_length=32, block_length=8).sequences
     eos = int(free[0, 13 + 5])
     run = generate(model, prompt(2), method, gen_length=32, block_length=8, eos_id=eos)
