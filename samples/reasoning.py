@@ -160,9 +160,3 @@ def masked_loss(
     rarity = (counts.max() / counts[canvas].clamp_min(1)).sqrt().clamp_max(10.0)
     weight = masked * torch.where(padding, end_weight, rarity)
     return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-def block_causal_mask(length: int, block: int) -> torch.Tensor:
-    """Bool (length, length): a query sees its own block and those before it, counted from position 0."""
-    place = torch.arange(length) // block
-    return place[:, None] >= place[None]

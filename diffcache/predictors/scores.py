@@ -36,13 +36,6 @@ def pooled_quantiles(score: Tensor, levels: tuple[float, float]) -> Tensor:
     return torch.quantile(_subsample(score.flatten()), score.new_tensor(levels))
 
 
-def sample_quantiles(score: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Quantiles of each sample's tokens on their own, shape ``[len(levels), batch, 1, ...]``."""
-    flat = _subsample(score.flatten(1))
-    found = torch.quantile(flat, flat.new_tensor(levels), dim=1)
-    return found.reshape(len(levels), -1, *[1] * (score.dim() - 1))
-
-
 def _subsample(flat: Tensor, most: int = 1 << 24) -> Tensor:
     """``torch.quantile`` takes at most 2**24 numbers; beyond, a fixed stride is as good."""
     stride = -(-flat.numel() // most)

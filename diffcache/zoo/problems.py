@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,12 +89,6 @@ def draw_problems(family: str, seed: int, **settings: Any) -> Iterator[Problem]:
     for index in range(data.config.size):
         entry = data[index]
         yield Problem(family, seed, index, entry["question"], entry["answer"], settings)
-
-
-def save_problems(problems: list[Problem], path: Path) -> None:
-    """Write problems as JSON lines."""
-    lines = [json.dumps(asdict(problem), ensure_ascii=False) for problem in problems]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _dataset(family: str, seed: int, settings: Mapping[str, Any]) -> Any:
