@@ -140,7 +140,8 @@ def sample(
         from .cli_text import METHOD, TextSample, sample_text
 
         refuse_pictures(model, fps=fps, schedule=schedule)
-        wanted = (model, method or METHOD, settings or [], steps, seed, problem, prompts, out, compare, repeats, resume)
+        chosen = METHOD if method is None else method
+        wanted = (model, chosen, settings or [], steps, seed, problem, prompts, out, compare, repeats, resume)
         sample_text(TextSample(*wanted), asked, decoding)
         return
     from .media.request import check_model, short_name
@@ -157,7 +158,8 @@ def sample(
     from .media.session import open_session  # loads torch: not before everything light is checked
 
     settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
-    session = open_session(model, method or "worldcache", settings, request, asked.dtype, asked.device)
+    chosen = "worldcache" if method is None else method
+    session = open_session(model, chosen, settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)

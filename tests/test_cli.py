@@ -226,9 +226,16 @@ BAD = {
     "setting": (["--set", "max_skip"], "set: 'max_skip' is not a field, must be KEY=VALUE"),
     "value": (["--set", "warmup=-1"], "warmup: -1 is out of range"),
     "value in method": (["--method", "interval:interval=0"], "interval: 0 is out of range"),
-    "not a number": (["--set", "computed=.nan"], "computed: nan is out of range"),
+    "not a number": (["--set", "computed=.nan"], "computed: nan is out of range, must be a whole number >= 1 or a share"),
+    "infinite": (["--set", "alpha=inf"], "alpha: inf is out of range, must be a number from 0.1 to 10"),
+    "set twice": (["--set", "computed=8", "--set", "computed=9"], "computed: given twice, as 8 and 9"),
+    "twice in method": (["--method", "worldcache:computed=8,computed=9"], "computed: given twice, as 8 and 9"),
+    "two presets": (["--method", "worldcache:aether,voyager"], "preset: given twice, as 'aether' and 'voyager'"),
+    "empty method": (["--method", ""], "unknown method ''"),
+    "empty model": (["--model", ""], "unknown model ''"),
+    "too many steps": (["--steps", "99999999999"], "steps: 99999999999 is out of range"),
     "method file": (["--method", "none.yaml"], "none.yaml: No such file"),
-    "steps 0": (["--steps", "0"], "steps: 0 is out of range, must be a whole number >= 1"),
+    "steps 0": (["--steps", "0"], "steps: 0 is out of range, must be a whole number from 1 to 100000"),
     "steps -4": (["--steps", "-4"], "steps: -4 is out of range"),
     "steps ten": (["--steps", "ten"], "steps: 'ten' is not right: "),
     "seed": (["--seed", "-1"], "seed: -1 is out of range"),
@@ -307,7 +314,7 @@ def test_a_folder_that_is_no_model_is_a_wrong_argument(run, tmp_path):
 
 def test_the_module_itself_exits_with_2(tmp_path):
     answer = direct("sample", "--steps", "0", folder=tmp_path)
-    assert (answer.code, answer.line) == (2, "steps: 0 is out of range, must be a whole number >= 1")
+    assert (answer.code, answer.line) == (2, "steps: 0 is out of range, must be a whole number from 1 to 100000")
 
 
 # -- what goes wrong although the arguments are right ------------------------------------------------------------------

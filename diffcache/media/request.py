@@ -19,6 +19,7 @@ from .frames import Clip, as_frames
 
 CLIPS = "clips.safetensors"
 DEFAULT_CLIP = 13
+MOST = 100_000  # steps, pixels of a side, frames: a larger number is a slip of the hand
 # Names that pipelines give to one and the same option, in the order in which they are looked for.
 _ALIASES = {
     "guidance": ("guidance_scale", "true_cfg_scale"),
@@ -51,8 +52,8 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("steps", "height", "width", "frames"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value} is out of range, must be a whole number >= 1")
+            if value is not None and not 1 <= value <= MOST:
+                raise ConfigError(f"{name}: {value} is out of range, must be a whole number from 1 to {MOST}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: {self.seed} is out of range, must be a whole number from 0 to 2^63 - 1")
         if self.clip is not None and self.clip < 0:
@@ -273,7 +274,7 @@ def check_model(name: str) -> ZooEntry | None:
         raise ConfigError(
             f"model: {name} is a language model, which this command does not run: diffcache sample and report do"
         )
-    if name not in models and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name not in models and not (name and Path(name).is_dir()) and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ConfigError(
             f"{unknown('model', name, [*models, *list_language_models()])}; or a folder, or a hub id (owner/name)"
         )

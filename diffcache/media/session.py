@@ -13,7 +13,7 @@ import diffusers
 import torch
 
 from ..errors import ConfigError, unknown
-from ..methods import MethodConfig, make_config, read_value
+from ..methods import MethodConfig, make_config, put_once, read_value
 from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Call, Request, build_call, check_model, short_name
@@ -120,7 +120,10 @@ def method_config(method: str, settings: Sequence[str], entry: ZooEntry | None =
 
 def read_fields(settings: Sequence[str]) -> dict[str, Any]:
     """``KEY=VALUE`` texts as fields; raises ConfigError where one does not read."""
-    return dict(_setting(text) for text in settings)
+    fields: dict[str, Any] = {}
+    for text in settings:
+        put_once(fields, *_setting(text))
+    return fields
 
 
 def _setting(text: str) -> tuple[str, Any]:

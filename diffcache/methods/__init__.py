@@ -2,7 +2,7 @@
 
 from .base import MethodConfig, NoneConfig
 from .forecast import PREDICTORS, ForecastConfig, IntervalConfig, PowerLawConfig, StepsConfig
-from .registry import list_methods, load_config, make_config, parse_settings, read_value
+from .registry import list_methods, load_config, make_config, parse_settings, put_once, read_value
 from .worldcache import WorldCacheConfig
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "load_config",
     "make_config",
     "parse_settings",
+    "put_once",
     "read_value",
 ]

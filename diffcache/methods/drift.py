@@ -13,7 +13,7 @@ from ..schedules import IDENTITY, NEVER, POLYNOMIALS, RATIOS, EasyCache, FirstBl
 from ..schedules.calibration import Expert
 from .base import MethodConfig
 from .calibrated import STEPS, CalibratedConfig
-from .checks import check_number
+from .checks import check_finite, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class TeaCacheConfig(CalibratedConfig):
         if not isinstance(self.polynomial, tuple):
             raise ConfigError(f"polynomial: {self.polynomial!r} is not a list of coefficients")
         for coefficient in self.polynomial:
-            check_number("polynomial", coefficient, -math.inf, math.inf, whole=False)
+            check_finite("polynomial", coefficient)
 
     def recipe(self) -> Recipe:
         polynomial = self.polynomial or (_HEARD[self.published] if self.published else ())
@@ -173,7 +173,7 @@ class MagCacheConfig(CalibratedConfig):
         if not isinstance(self.ratios, tuple):
             raise ConfigError(f"ratios: {self.ratios!r} is not a list of ratios")
         for ratio in self.ratios:
-            check_number("ratios", ratio, 0, math.inf, whole=False)
+            check_number("ratios", ratio, 0, NEVER, whole=False)
 
     def recipe(self) -> Recipe:
         ratios = self.ratios or (RATIOS[self.published] if self.published else ())

@@ -122,7 +122,7 @@ class StepsConfig(ForecastConfig):
     steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, (list, tuple)):
+        if isinstance(self.steps, (list, range)):
             object.__setattr__(self, "steps", tuple(self.steps))
         super().__post_init__()
 
@@ -162,6 +162,7 @@ class PowerLawConfig(ForecastConfig):
 
 
 def check_computed(value: Any) -> None:
-    check_number("computed", value, 0, NEVER, whole=False)
-    if value == 0 or (value >= 1 and value != int(value)):
+    """Raises ConfigError unless the value is a number of steps or a share of them."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= NEVER
+    if not number or (value >= 1 and value != int(value)):
         raise ConfigError(f"computed: {value!r} is out of range, must be a whole number >= 1 or a share in (0, 1)")

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from ..errors import ConfigError, ScheduleFileError, unknown
@@ -148,12 +149,17 @@ def parse_settings(text: str) -> dict[str, Any]:
     """``"max_skip=6,threshold=0.1"`` or a preset's name, as fields; values are read as YAML."""
     settings: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # commas inside a list belong to its value
-        key, equals, value = part.partition("=")
-        if not equals:
-            settings["preset"] = key.strip()
-        else:
-            settings[key.strip()] = read_value(key.strip(), value)
+        key, equals, value = (each.strip() for each in part.partition("="))
+        name, value = (key, read_value(key, value)) if equals else ("preset", key)
+        put_once(settings, name, value)
     return settings
+
+
+def put_once(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a field; raises ConfigError where it has been set to something else."""
+    if name in settings and settings[name] != value:
+        raise ConfigError(f"{name}: given twice, as {settings[name]!r} and {value!r}, must be given once")
+    settings[name] = value
 
 
 def read_value(key: str, text: str) -> Any:
@@ -179,4 +185,11 @@ def _build(cls: type[NamedConfig], values: dict[str, Any]) -> NamedConfig:
     for name in values:
         if name not in known:
             raise ConfigError(f"{cls.method}: {unknown('field', str(name), known)}")
-    return cls(**values)
+    return cls(**{name: _plain(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own, so that they are checked and written like those."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value

@@ -44,6 +44,8 @@ def load_pipeline(
     """
     entry = list_models().get(name)
     folder = WEIGHTS / name if entry and entry.embedded else Path(name)
+    if not name:
+        raise ModelNotAvailableError(unknown("model", name, list_models()))
     if (entry and entry.embedded) or (not entry and is_own_folder(folder)):
         pipeline = load_folder(folder, torch_dtype)
     elif entry or folder.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -173,6 +175,7 @@ def failure_cause(error: BaseException | None) -> str:
 def _first_line(error: BaseException | None, limit: int = 100) -> str:
     lines = str(error).strip().splitlines()
     text = " ".join(lines[0].split()) if lines else type(error).__name__
+    text = f"{text} is missing" if isinstance(error, KeyError) else text
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
