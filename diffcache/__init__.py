@@ -8,7 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, NothingSkippedWarning, ScheduleFileError, UncompiledWarning, UnsupportedModelError
+from .errors import (
+    CalibratingWarning,
+    ConfigError,
+    NothingSkippedWarning,
+    ScheduleFileError,
+    UncompiledWarning,
+    UnsupportedModelError,
+)
 
 if TYPE_CHECKING:
     from .memory import MemoryEstimate, estimate_memory
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibratingWarning",
     "ConfigError",
     "MemoryEstimate",
     "NothingSkippedWarning",

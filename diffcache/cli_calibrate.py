@@ -82,7 +82,7 @@ def calibrate(
         from .cli_calibrate_heads import calibrate_heads
 
         target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
-        calibrate_heads(asked, model, target, wanted, steps, settings or [])
+        calibrate_heads(asked, model, target, wanted, steps, settings or [], degree=degree, budget=budget)
         return
     check_model(model)
     request = asked.request(steps)

@@ -14,18 +14,29 @@ if TYPE_CHECKING:
 
 
 def calibrate_heads(
-    asked: Asked, model: str, target: Path, seeds: list[int] | None, steps: int | None, settings: list[str]
+    asked: Asked,
+    model: str,
+    target: Path,
+    seeds: list[int] | None,
+    steps: int | None,
+    settings: list[str],
+    **others: Any,
 ) -> None:
-    """Generate from held-out problems, or from the prompt that was asked, listen to every head and write the mask."""
+    """Generate from held-out problems, or from the prompt that was asked, listen to every head and write the mask.
+
+    Raises:
+        ConfigError: an argument is wrong, or one of ``others``, which other calibrations have, was given.
+    """
     from .learn import describe, make_calibrator, write_calibration
     from .media.request import short_name
     from .media.session import hide_bars, read_device, read_dtype, read_fields
     from .media.terminal import StepProgress, console, say, summarise
     from .zoo import find_language_model, list_language_models, list_models, load_language_model
 
-    others = [name for name, value in asked.content.items() if value is not None and name != "prompt"]
-    if others:
-        raise ConfigError(f"{others[0]}: not an option of language models")
+    for name, value in {**asked.content, **others}.items():
+        if value is not None and name != "prompt":
+            shown = str(value) if isinstance(value, Path) else value
+            raise ConfigError(f"{name}: {shown!r} cannot be used, flashblock takes prompt, seeds, steps and --set")
     if model in list_models():
         known = ", ".join(list_language_models())
         raise ConfigError(f"method: flashblock is for language models, and {model} is none: {known}")

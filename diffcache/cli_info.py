@@ -24,6 +24,7 @@ from .cli_options import (
     Settings,
     refuse_pictures,
     refuse_texts,
+    refuse_without_method,
 )
 from .errors import ConfigError, unknown
 
@@ -156,6 +157,8 @@ def info(
     entry = check_model(model)
     refuse_texts(model, **lengths)
     request = Request(prompt, None, None, image, None, steps, 0, guidance, height, width, frames)
+    if method is None:
+        refuse_without_method(**request.options(), set=settings or None)
     subject = Subject(model, entry, request, dtype)
     estimate = None if method is None else subject.estimate(method, settings or [])
     if as_json:
@@ -180,7 +183,10 @@ def _info_text(
     from .text.facts import TextSubject
     from .text.request import TextRequest
 
-    subject = TextSubject(model, TextRequest(**lengths), dtype)
+    request = TextRequest(**lengths)
+    if method is None:
+        refuse_without_method(**lengths, prompt=prompt, set=settings or None)
+    subject = TextSubject(model, request, dtype)
     held = None if method is None else subject.estimate(method, settings, prompt)
     if as_json:
         _print_json(subject.to_dict(held))

@@ -129,6 +129,11 @@ def refuse_texts(model: str, **given: Any) -> None:
     _refuse(given, f"{model} is not a language model (of these it may take {', '.join(PICTURES)})")
 
 
+def refuse_without_method(**given: Any) -> None:
+    """Raises ConfigError where something was given that an estimate alone asks for, and no method to estimate."""
+    _refuse(given, "it is for an estimate of memory: give --method, too")
+
+
 def _refuse(given: dict[str, Any], why: str) -> None:
     for name, value in given.items():
         if value is not None and value is not False:

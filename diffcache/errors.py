@@ -40,4 +40,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     ordered = close + [n for n in names if n not in close]
     hint = f" did you mean '{close[0]}'?" if close else ""
-    return f"unknown {kind} '{name}':{hint} known: {', '.join(ordered)}"
+    return f"unknown {kind} '{name}':{hint} known: {', '.join(ordered) or 'none'}"

@@ -187,9 +187,14 @@ def denoising(model: nn.Module, num_inference_steps: int, scheduler: Any = None)
 
     Raises:
         ConfigError: num_inference_steps is out of range.
+        UnsupportedModelError: a pipeline, whose own call needs no block, or a language model.
     """
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise ConfigError(f"num_inference_steps: {num_inference_steps!r} is out of range, must be a whole number >= 1")
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a torch.nn.Module: a pipeline's own call needs none"
+        )
     handle = handle_of(model)
     if handle is None or getattr(handle, "denoises", False):
         yield

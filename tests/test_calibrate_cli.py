@@ -69,8 +69,9 @@ def test_heads_of_a_language_model_are_calibrated(run, tmp_path):  # noqa: F811
     found = read_calibration(tmp_path / "h.safetensors")
     assert (found.steps, found.runs) == (3, 2)
     for wrong, text in ((("--model", "tiny-wan"), "flashblock is for language models, and tiny-wan is none"),
-                        (("--model", "tiny-llada", "--clip", "1"), "clip: not an option of language models"),
-                        (("--model", "tiny-llada", "--seeds", "9999"), "seeds: 9999 is out of range")):  # fmt: skip
+                        (("--model", "tiny-llada", "--clip", "1"), "clip: 1 cannot be used, flashblock takes prompt"),
+                        (("--model", "tiny-llada", "--seeds", "9999"), "seeds: 9999 is out of range"),
+                        (("--model", "tiny-llada", "--budget", "2x"), "budget: '2x' cannot be used")):  # fmt: skip
         answer = run("calibrate", "--method", "flashblock", *wrong)
         assert (answer.code, answer.err.count("\n")) == (2, 1)
         assert text in answer.err

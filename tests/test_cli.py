@@ -173,6 +173,7 @@ def test_info_says_what_works_and_why_the_rest_does_not(run):
     assert answer.code == 0
     assert "DiTTransformer2DModel" in answer.out
     assert "6 spatial" in answer.out
+    assert "for 50 steps it is here; for others: diffcache calibrate --model tiny-dit --method auto" in answer.out
     known = json.loads(run("info", "tiny-dit", "--json").out)
     pipe = load_pipeline("tiny-dit")
     for name, told in known["methods"].items():
@@ -226,7 +227,10 @@ BAD = {
     "setting": (["--set", "max_skip"], "set: 'max_skip' is not a field, must be KEY=VALUE"),
     "value": (["--set", "warmup=-1"], "warmup: -1 is out of range"),
     "value in method": (["--method", "interval:interval=0"], "interval: 0 is out of range"),
-    "not a number": (["--set", "computed=.nan"], "computed: nan is out of range, must be a whole number >= 1 or a share"),
+    "not a number": (
+        ["--set", "computed=.nan"],
+        "computed: nan is out of range, must be a whole number >= 1 or a",
+    ),
     "infinite": (["--set", "alpha=inf"], "alpha: inf is out of range, must be a number from 0.1 to 10"),
     "set twice": (["--set", "computed=8", "--set", "computed=9"], "computed: given twice, as 8 and 9"),
     "twice in method": (["--method", "worldcache:computed=8,computed=9"], "computed: given twice, as 8 and 9"),
@@ -285,6 +289,9 @@ def test_wrong_arguments_answer_with_one_line_and_exit_2(run, case, tmp_path):
         (["info", "tiny-dit", "--method", "fora", "--set", "memory=much"], "memory: 'much' is not a size"),
         (["info", "tiny-dit", "--method", "fora:cache_dtype=fp7"], "cache_dtype: unknown value 'fp7'"),
         (["info", "tiny-dit", "--method", "fora", "--height", "640"], "height: 640 cannot be used"),
+        (["info", "tiny-wan", "--method", "fora", "--height", "7"], "WanPipeline: `height` and `width` have to be div"),
+        (["info", "tiny-wan", "--height", "48"], "height: 48 cannot be used, it is for an estimate of memory"),
+        (["info", "tiny-llada", "--set", "warmup=1"], "set: ['warmup=1'] cannot be used, it is for an estimate"),
     ],
 )
 def test_other_commands_answer_alike(run, arguments, expected):

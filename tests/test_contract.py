@@ -92,6 +92,7 @@ def test_the_handle():
     pipe = accelerate_pipeline(wan_pipeline(), "interval", interval=4)
     assert pipe.diffcache is pipe.transformer.diffcache
     assert pipe.diffcache.config == make_config("interval", interval=4)
+    assert repr(pipe.diffcache) == "<diffcache: interval on WanPipeline>"
     run_wan(pipe, 8)
     assert pipe.diffcache.stats().segments
     pipe.diffcache.reset()
@@ -261,6 +262,14 @@ def test_a_bad_value_is_named_in_one_line(method, settings, field):
     with pytest.raises(ConfigError, match=rf"^{field}\b") as refused:
         make_config(method, **settings)
     assert "\n" not in str(refused.value)
+
+
+def test_denoising_is_for_bare_denoisers():
+    with (
+        pytest.raises(UnsupportedModelError, match="WanPipeline is not a"),
+        denoising(wan_pipeline(), 4),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, None])

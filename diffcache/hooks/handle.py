@@ -56,6 +56,9 @@ class Handle:
         self.sampler: str | None = None
         self._warned = False
 
+    def __repr__(self) -> str:
+        return f"<diffcache: {self.recipe.name} on {type(self.owner).__name__}>"
+
     # -- public ----------------------------------------------------------------------------------------------------
 
     @property

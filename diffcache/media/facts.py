@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedModelError
 from ..methods import MethodConfig, list_methods
+from ..methods.base import NamedConfig
 from ..methods.describe import defaults, field_meanings, memory_formula, needs_calibration
 from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
-from .request import Request, build_call, example_command, short_name
+from .request import Request, build_call, example_command, refusals_of, short_name
 
 
 def describe_method(config: type[MethodConfig]) -> dict[str, Any]:
@@ -143,10 +144,20 @@ class Subject:
         for name, config in list_methods("denoiser").items():
             for label in (name, *(f"{name}:{preset}" for preset in config.presets)):
                 answer = supports(self.pipe, label)
-                need = f"diffcache calibrate --model {self.model} --method {name} --out FILE.safetensors"
-                note = answer.reason or (need if needs_calibration(config) else "")
-                rows.append((label, answer.status, note))
+                rows.append((label, answer.status, answer.reason or self._needs(name, config)))
         return rows
+
+    def _needs(self, name: str, config: type[NamedConfig]) -> str:
+        """What a method that runs wants besides."""
+        if not needs_calibration(config):
+            return ""
+        here = f"for {self.entry.num_inference_steps} steps it is here; for others: " if self._has(name) else ""
+        return f"{here}diffcache calibrate --model {self.model} --method {name} --out FILE.safetensors"
+
+    def _has(self, method: str) -> bool:
+        """Whether a calibration of the method comes with the model."""
+        beside = getattr(self.pipe, "calibrations", {})
+        return self.entry is not None and (method in beside or "schedule" in self.entry.methods.get(method, {}))
 
     def estimate(self, method: str, settings: Sequence[str]) -> Any:
         """What a method would hold.
@@ -167,7 +178,8 @@ class Subject:
             raise ConfigError(f"method: {config.method} does not work on {self.name}: {answer.reason}")
         folder = WEIGHTS / self.model if self.entry and self.entry.embedded else Path(self.model)
         call = build_call(self.pipe, self.request, self.entry, folder)
-        return estimate_memory(self.pipe, config, **call.arguments)
+        with refusals_of(self.pipe):
+            return estimate_memory(self.pipe, config, **call.arguments)
 
     def to_dict(self, estimate: Any = None) -> dict[str, Any]:
         """JSON-ready."""

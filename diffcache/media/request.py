@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, ScheduleFileError, unknown
 from ..zoo import ZooEntry, is_language_model, list_language_models, list_models
 from .frames import Clip, as_frames
 
@@ -260,6 +261,17 @@ def _spell(actions: np.ndarray) -> str:
         else:
             runs.append([letter, 1])
     return "".join(f"{letter}{count if count > 1 else ''}" for letter, count in runs)
+
+
+@contextmanager
+def refusals_of(pipe: Any) -> Iterator[None]:
+    """Within, a pipeline that is called answers ConfigError to sizes and texts that it cannot take, not ValueError."""
+    try:
+        yield
+    except (ConfigError, ScheduleFileError):
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{type(pipe).__name__}: {error}") from error
 
 
 def short_name(model: str) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, ScheduleFileError
 from ..hooks.stats import Stats
 from ..methods import MethodConfig, make_config
 from ..pipeline import accelerated
 from ..report.metrics import Fidelity, fidelity
 from .frames import Clip, read_output
-from .request import Call
+from .request import Call, refusals_of
 from .strip import StripRow, strip_rows
 
 WARMUP_STEPS = 8  # enough for most methods to predict at least once, so that everything lazy has happened
@@ -117,13 +116,8 @@ def generate(pipe: Any, arguments: dict[str, Any], seed: int) -> Any:
     Raises:
         ConfigError: the pipeline refuses an argument.
     """
-    try:
+    with refusals_of(pipe):
         return pipe(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
-    except (ConfigError, ScheduleFileError):
-        raise
-    except ValueError as error:
-        # A pipeline answers ValueError to sizes and texts that it cannot take.
-        raise ConfigError(f"{type(pipe).__name__}: {error}") from error
 
 
 def run_pair(pipe: Any, call: Call, seed: int, config: MethodConfig, on_step: OnStep, repeats: int = 2) -> Pair:

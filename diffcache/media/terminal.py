@@ -14,11 +14,17 @@ from rich.table import Table
 
 EVERY = 5.0  # seconds between plain lines of one run
 PIPE_WIDTH = 120  # of tables that go to a file or a pipe
+LEAST_WIDTH = 8  # of a column that can be read
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # the command ends with 0 then; rich's own answer is an exit code of 1
 
 
 def console() -> Console:
     """Standard output; text is printed as it is, without markup."""
-    made = Console(highlight=False, markup=False, emoji=False)
+    made = _Output(highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PIPE_WIDTH
     return made
@@ -47,14 +53,20 @@ def summarise(title: str, facts: Sequence[tuple[str, str]]) -> None:
 
 
 def tabulate(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; the first column is never wrapped."""
+    """A table; the first column is never wrapped. A terminal too narrow for it gets a paragraph for each row."""
+    out = console()
+    if out.width < max((len(row[0]) for row in rows), default=0) + LEAST_WIDTH * len(names):
+        for row in rows:
+            facts = [f"  {name}: {value}" for name, value in zip(names[1:], row[1:], strict=True) if value]
+            out.print("\n".join([row[0], *facts]), soft_wrap=True)
+        return
     table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    out.print(table)
 
 
 class StepProgress:

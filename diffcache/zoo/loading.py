@@ -137,7 +137,7 @@ def _load_with_diffusers(
         except Exception as failure:  # hub, network, disk and weight errors share no base class
             error = failure
     label = f"{entry.name} ({source})" if entry else source
-    cause = failure_cause(error) if download else "not in the local cache"
+    cause = failure_cause(error) if download or Path(source).is_dir() else "not in the local cache"
     raise ModelNotAvailableError(f"{label}: {cause}; try --model tiny-wan") from error
 
 
