@@ -216,6 +216,28 @@ def test_doctor_loads_the_embedded_models(run):
     assert answer.out.count("loads") == sum(entry.embedded for entry in known.values())
 
 
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "diffcache", "methods", "none"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_narrow_terminal_loses_nothing(monkeypatch, capsys):
+    from diffcache.media.terminal import tabulate
+
+    rows = [("worldcache", "output", "none"), ("magcache", "body", "needed")]
+    for width, lines in ((80, 6), (20, 6)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        tabulate(("method", "site", "calibration"), rows)
+        out = capsys.readouterr().out
+        assert all(word in out for row in rows for word in row)
+        assert len(out.splitlines()) == lines
+    assert out.startswith("worldcache\n  site: output\n  calibration: none\n")
+
+
 # -- wrong arguments ---------------------------------------------------------------------------------------------------
 
 BAD = {
