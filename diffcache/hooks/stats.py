@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..sizes import size_text
+
 FULL, PARTIAL, PREDICTED, ABSENT = "F", "p", "c", "-"
 
 
@@ -102,7 +104,7 @@ class Stats:
         if not self.segments:
             return f"{self.method}: no trajectory yet"
         held = sum(s.cached_bytes for s in self.segments)
-        lines = [f"{self.method}: {self.steps} steps, {self.saving:.2f}x fewer block calls, {held / 1e6:.1f} MB cached"]
+        lines = [f"{self.method}: {self.steps} steps, {self.saving:.2f}x fewer block calls, {size_text(held)} cached"]
         lines += [_segment_line(s) for s in self.segments]
         return "\n".join(lines + ([f"  nothing was skipped: {self.reason}"] if self.reason else []))
 
@@ -112,7 +114,7 @@ def _segment_line(s: SegmentStats) -> str:
     line += f"; {s.compute_seconds:.2f} s compute, {s.predict_seconds:.3f} s predict"
     if s.exact_calls:
         line += f"\n    {s.exact_calls} module calls from memory, bit-exact: {s.exact_flops / 1e9:.2g} GFLOP less"
-        line += f" for {s.exact_bytes / 1e6:.2g} MB"
+        line += f" for {size_text(s.exact_bytes)}"
     if PARTIAL in s.decisions:
         line += "".join(f"\n    {_samples(n)}: {letters}" for letters, n in Counter(s.samples).items())
     if s.together:
