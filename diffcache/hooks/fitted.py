@@ -151,6 +151,10 @@ class FittedCache(Forecast):
         """The weights of a step ahead."""
         return self._matching(self.plan.weights[self.branch][step], rows)
 
+    def changes(self, steps: Sequence[int]) -> list[float]:
+        """Factors by which the variance of the newest output is known to change until these steps."""
+        return [self.plan.change(self.branch, self.steps[0], step) for step in steps]
+
 
 def reused(rows: int) -> list[float]:
     """Weights that take the newest output as it is."""
@@ -190,7 +194,7 @@ class FittedOutlook(Outlook):
             now = [_variance(table, newest, size) for table in tables]
             used = [[newest if stands else cache.coming(j, rows) for stands in cache.still[index]] for j in ahead]
             coming = [[_variance(t, w, size) for t, w in zip(tables, row, strict=True)] for row in used]
-            bad = cache.collapses(index, now, coming)
+            bad = cache.collapses(index, now, coming, cache.changes(ahead))
             alarms = [alarm or any(row) for alarm, row in zip(alarms, bad, strict=True)]
             suspects.append([any(column) for column in zip(*bad, strict=True)] if bad else [False] * samples)
         relative = sqrt(error) if error == error and error >= 0.0 else (inf if self._has_error else nan)

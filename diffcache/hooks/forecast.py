@@ -143,7 +143,13 @@ class Forecast(Cache):
             for history, layout in zip(self.histories, self.layouts, strict=True)
         ]
 
-    def collapses(self, index: int, now: Sequence[float], coming: Sequence[Sequence[float]]) -> list[list[bool]]:
+    def collapses(
+        self,
+        index: int,
+        now: Sequence[float],
+        coming: Sequence[Sequence[float]],
+        changes: Sequence[float] | None = None,
+    ) -> list[list[bool]]:
         """For each prediction of a coming run, whether it is not finite or leaves the variance of the computed steps,
         sample by sample.
 
@@ -151,14 +157,21 @@ class Forecast(Cache):
             index: of the history.
             now: variance of the newest values, one a sample.
             coming: of the predictions, ``[n][samples]``.
+            changes: for each prediction the factor by which the variance is known to change until then, or None: a
+                variance that goes with it has not left.
         """
         known = self._envelope[index] if index < len(self._envelope) else [(v, v) for v in now]
         envelope = [_widened(pair, value) for pair, value in zip(known, now, strict=True)]
         self._envelope[index : index + 1] = [envelope]
+        allowed = [envelope] * len(coming)
+        if changes is not None:
+            allowed = [
+                [_widened(pair, value * c) for pair, value in zip(envelope, now, strict=True)] for c in changes
+            ]
         return [
             # Comparisons with NaN are false, so a NaN is an alarm.
-            [not (low / SLACK <= v <= high * SLACK and v < inf) for v, (low, high) in zip(row, envelope, strict=True)]
-            for row in coming
+            [not (low / SLACK <= v <= high * SLACK and v < inf) for v, (low, high) in zip(row, pairs, strict=True)]
+            for row, pairs in zip(coming, allowed, strict=True)
         ]
 
     def _error(self, values: Sequence[Tensor], moment: Moment) -> Tensor:

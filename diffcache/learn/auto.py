@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -257,8 +257,7 @@ def _table(plan: Plan) -> Tensor:
 
 
 def _with(plan: Plan, table: Tensor, limits: tuple[float, ...]) -> Plan:
-    weights = dict(zip(plan.weights, table.tolist(), strict=True))
-    return Plan(plan.steps, plan.computed, weights, limits, plan.timesteps)
+    return replace(plan, weights=dict(zip(plan.weights, table.tolist(), strict=True)), limits=limits)
 
 
 def _pack(flight: Flight) -> dict[str, Tensor]:
@@ -303,6 +302,7 @@ def _numbers(found: Sequence[_Measured], bench: _Bench) -> tuple[dict[str, Tenso
         "psnr": torch.tensor([m.psnr for m in found], dtype=torch.float32),
         "optimism": torch.tensor([m.optimism for m in found], dtype=torch.float32),
         "speedup": torch.tensor([m.speedup for m in found], dtype=torch.float32),
+        "spread": torch.tensor(list(bench.evidence.spread.values()), dtype=torch.float32),
         "timesteps": torch.tensor(bench.timesteps or [0.0], dtype=torch.float32)[: steps if bench.timesteps else 0],
     }
     if not bench.timesteps:

@@ -59,6 +59,7 @@ class AutoConfig(CalibratedConfig):
         "speedup": (None,),
         "timesteps": (None,),
     }
+    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {"spread": (None, STEPS)}
 
     warmup: int = 1
     cooldown: int = 0
@@ -196,4 +197,7 @@ def plan_of(expert: Expert, number: int) -> Plan:
     tables: Mapping[str, Any] = {name: expert.numbers[name].tolist() for name in ("limits", "weights", "timesteps")}
     computed = [i for i, chosen in enumerate(expert.numbers["computed"][number].tolist()) if chosen]
     weights = dict(zip(expert.branches, tables["weights"][number], strict=True))
-    return Plan(expert.steps, tuple(computed), weights, tuple(tables["limits"][number]), tuple(tables["timesteps"]))
+    known = expert.numbers.get("spread")  # files of before it was measured lack it
+    spread = {} if known is None else dict(zip(expert.branches, known.tolist(), strict=True))
+    limits, timesteps = tuple(tables["limits"][number]), tuple(tables["timesteps"])
+    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread)

@@ -30,6 +30,8 @@ class CalibratedConfig(MethodConfig):
 
     #: numbers that the method takes from a calibration -> their shape, None for any size
     numbers: ClassVar[dict[str, tuple[int | None, ...]]] = {}
+    #: those that a file may lack
+    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {}
 
     schedule: str | None = None
 
@@ -76,8 +78,9 @@ class CalibratedConfig(MethodConfig):
         known = read_calibration(self.schedule)
         known.check_method(self.method)
         for name, expert in known.experts.items():
-            if not all(_sound(expert.numbers.get(key), shape, expert.steps) for key, shape in self.numbers.items()):
-                raise ScheduleFileError(f"{self.schedule}: damaged: {' or '.join(self.numbers)} of {name} is not right")
+            wanted = self.numbers | {key: s for key, s in self.optional.items() if key in expert.numbers}
+            if not all(_sound(expert.numbers.get(key), shape, expert.steps) for key, shape in wanted.items()):
+                raise ScheduleFileError(f"{self.schedule}: damaged: {' or '.join(wanted)} of {name} is not right")
         if not known.experts:
             raise ScheduleFileError(f"{self.schedule}: damaged: no denoiser")
         return known

@@ -6,7 +6,7 @@ these inner products alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,12 +84,14 @@ class Evidence:
         gram: inner products, summed over trajectories, fp64, of the columns: each part's outputs step by step, then
             the samples step by step where there are any.
         sampled: whether there are.
+        spread: branch -> for each step the variance of its outputs, a mean over samples and trajectories.
     """
 
     branches: tuple[str, ...]
     steps: int
     gram: np.ndarray
     sampled: bool
+    spread: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @staticmethod
     def of(tracks: Sequence[Track], steps: int) -> Evidence:
@@ -104,7 +106,7 @@ class Evidence:
                 columns += [track.sample(step) for step in range(steps)]
             table = torch.stack(columns).double()
             gram = gram + (table @ table.T).numpy()
-        return Evidence(branches, steps, np.asarray(gram), sampled)
+        return Evidence(branches, steps, np.asarray(gram), sampled, _spread(tracks, branches, steps))
 
     def output(self, part: int, step: int) -> int:
         """Column of an output."""
@@ -128,6 +130,14 @@ class Evidence:
         inner = self.gram[np.ix_(flat, flat)].reshape(*rows.shape, *rows.shape)
         cross = self.gram[np.ix_(flat, targets.reshape(-1))].reshape(*rows.shape, *targets.shape)
         return weigh(inner, cross, push, self.branches)
+
+
+def _spread(tracks: Sequence[Track], branches: Sequence[str], steps: int) -> dict[str, tuple[float, ...]]:
+    found = {}
+    for branch in dict.fromkeys(branches):
+        rows = [torch.stack([track.outputs[branch][step] for step in range(steps)]) for track in tracks]
+        found[branch] = tuple(torch.cat([row.var(2, correction=0) for row in rows], 1).mean(1).tolist())
+    return found
 
 
 #: share of a branch's own squared error in what its weights are fitted to; the rest is that of the sampler's move

@@ -27,6 +27,8 @@ class Plan:
         limits: for each step the largest relative error (RMS over RMS) that its prediction had in calibration; ``inf``
             where that is not known.
         timesteps: what the sampler passes to the denoiser; empty if unknown.
+        spread: branch -> for each step the variance of the outputs of dense trajectories; only ratios matter. Empty if
+            that is not known.
     """
 
     steps: int
@@ -34,6 +36,7 @@ class Plan:
     weights: Mapping[str, Sequence[Sequence[float]]]
     limits: tuple[float, ...]
     timesteps: tuple[float, ...] = ()
+    spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     _chosen: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +45,11 @@ class Plan:
     def computes(self, step: int) -> bool:
         """Whether the plan computes ``step``."""
         return step in self._chosen
+
+    def change(self, branch: str, since: int, step: int) -> float:
+        """Factor by which the variance of the outputs changes from one step to another; 1 if that is not known."""
+        known = self.spread.get(branch)
+        return known[step] / known[since] if known and known[since] > 0.0 else 1.0
 
     def before(self, step: int) -> tuple[int, ...]:
         """The computed steps that a prediction for ``step`` is made of, newest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, isclose
 
 from torch import Tensor
@@ -104,6 +105,4 @@ class FirstRun(Pilot):
         if plans:
             plan = tabulate(evidence, plans[count], self._timesteps)
             # One trajectory says little about how far others go astray: no guard.
-            self._plans[self._total, self._timesteps] = Plan(
-                plan.steps, plan.computed, plan.weights, (inf,) * plan.steps, plan.timesteps
-            )
+            self._plans[self._total, self._timesteps] = replace(plan, limits=(inf,) * plan.steps)

@@ -120,7 +120,9 @@ def tabulate(evidence: Evidence, computed: Sequence[int], timesteps: Sequence[fl
             weights[name].append(spread_out(row.tolist(), len(history)))
         for part, name in enumerate(evidence.branches):
             limits[step] = max(limits[step], _miss(evidence, part, history, step, found[names.index(name)]))
-    return Plan(evidence.steps, tuple(computed), weights, tuple(limits.tolist()), tuple(timesteps))
+    return Plan(
+        evidence.steps, tuple(computed), weights, tuple(limits.tolist()), tuple(timesteps), evidence.spread
+    )
 
 
 def _miss(evidence: Evidence, part: int, history: Sequence[int], step: int, weights: np.ndarray) -> float:
