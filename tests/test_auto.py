@@ -22,7 +22,11 @@ from diffcache import (
     restore,
 )
 from diffcache.errors import CalibratingWarning
+from diffcache.hooks.forecast import Forecast
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
+from diffcache.learn.climbing import Climb
+from diffcache.learn.refitting import surprises
+from diffcache.methods import make_config
 from diffcache.methods.auto import NINE, NOISE, assured, caution
 from diffcache.predictors.evidence import Evidence, Track
 from diffcache.predictors.fitted import before
@@ -32,7 +36,7 @@ from .models import FAMILIES, decisions, run_wan, wan_pipeline
 from .reads import Reads, ignore_inside, watched
 
 STEPS = 12
-OPTIONS = dict(speedups=[1.5, 2, 3], rounds=1, probes=2)
+OPTIONS = dict(speedups=[1.5, 2, 3], rounds=1, probes=2, trials=1)
 
 
 def run(seed, steps=STEPS):
@@ -109,6 +113,43 @@ def test_a_constant_trajectory_is_reproduced():
         torch.testing.assert_close(made, torch.arange(9.0), rtol=1e-4, atol=1e-4)
 
 
+def test_real_runs_lead_to_a_better_placement_than_gains_that_were_measured_wrongly():
+    turns = torch.randn(16, 1, 400, generator=torch.Generator().manual_seed(1))
+    track = Track()
+    for step, value in enumerate(turns.cumsum(0).cumsum(0)):
+        track.note("all", step, [], [value])
+    evidence = Evidence.of([track], 16)
+    truth, wrong = Landscape(evidence, np.exp(-np.linspace(0, 6, 16))), Landscape(evidence)
+    runs = []
+
+    def score(computed):
+        runs.append(computed)
+        return -10 * np.log10(truth.error(computed))
+
+    start, best = frontier(wrong, 6, 6)[6], frontier(truth, 6, 6)[6]
+    found = Climb([wrong], score).best([start], 6)
+    assert len(runs) == len(set(runs)) == 7
+    assert score(found) > score(start) + 0.5 * (score(best) - score(start)) > score(start) + 0.5
+
+
+def test_steps_that_the_guard_would_add_are_counted_on_calls_that_were_left_out():
+    plan = tabulate(Evidence.of([walk(1)], 8), (0, 2, 3, 6))
+    quiet, loud = np.full((1, 8), 0.1), np.full((1, 8), 0.1)
+    loud[0, 2:7] = 0.2  # at 2 a step is computed that the plan has anyway, at 4 and 5 nothing is looked at
+    assert surprises(plan, [quiet, loud], 1.5) == 1.0
+    assert surprises(plan, [quiet, loud], 2.5) == 0.0
+
+
+def test_a_variance_that_goes_as_it_is_known_to_go_has_not_left():
+    def alarms(value, changes):
+        return Forecast(make_config("auto").recipe()).collapses(0, [1.0], [[value]], changes) == [[True]]
+
+    assert (alarms(0.3, None), alarms(0.3, [0.4]), alarms(3.0, [2.0])) == (True, False, False)
+    assert all(alarms(value, [0.4]) for value in (0.1, 2.1, inf, float("nan")))
+    plan = replace(tabulate(Evidence.of([walk(1)], 8), (0, 2)), spread={"all": [4.0, 2.0, 1.0] + [1.0] * 5})
+    assert (plan.change("all", 0, 2), plan.change("other", 0, 2)) == (0.25, 1.0)
+
+
 # -- a calibration and what runs with it -------------------------------------------------------------------------------
 
 
@@ -132,6 +173,19 @@ def test_all_is_described_and_survives_the_file(made):
     assert again.guidance == 3.0
     for name, value in found.experts["transformer"].numbers.items():
         torch.testing.assert_close(again.experts["transformer"].numbers[name], value, equal_nan=True)
+
+
+def test_a_file_without_the_spread_of_outputs_is_read_as_well(made, tmp_path):
+    found, _ = made
+    expert = found.experts["transformer"]
+    assert expert.numbers["spread"].shape == (2, STEPS)
+    numbers = {name: value for name, value in expert.numbers.items() if name != "spread"}
+    write_calibration(
+        replace(found, experts={"transformer": replace(expert, numbers=numbers)}), tmp_path / "a.safetensors"
+    )
+    pipe = accelerate_pipeline(wan_pipeline(), "auto", schedule=str(tmp_path / "a.safetensors"), speedup=1.5)
+    run(3)(pipe)
+    assert "c" in decisions(pipe)[0]
 
 
 def test_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted_one(made):

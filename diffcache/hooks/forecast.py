@@ -165,9 +165,7 @@ class Forecast(Cache):
         self._envelope[index : index + 1] = [envelope]
         allowed = [envelope] * len(coming)
         if changes is not None:
-            allowed = [
-                [_widened(pair, value * c) for pair, value in zip(envelope, now, strict=True)] for c in changes
-            ]
+            allowed = [[_widened(pair, value * c) for pair, value in zip(envelope, now, strict=True)] for c in changes]
         return [
             # Comparisons with NaN are false, so a NaN is an alarm.
             [not (low / SLACK <= v <= high * SLACK and v < inf) for v, (low, high) in zip(row, pairs, strict=True)]

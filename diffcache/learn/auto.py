@@ -17,17 +17,18 @@ from ..errors import ConfigError
 from ..hooks.anatomy import find_denoisers, inspect_denoiser
 from ..hooks.compiled import unwrapped
 from ..hooks.identity import identify
-from ..methods.auto import FORM, assured
+from ..methods.auto import FORM, GUARD, NOISE, assured
 from ..predictors import Plan
 from ..predictors.evidence import Evidence, Track
 from ..schedules.calibration import Calibration, Expert, Identity
 from ..schedules.motion import Motion
 from ..schedules.planning import Landscape, frontier, tabulate
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
+from .climbing import Climb
 from .kept import Kept
 from .measuring import Reporter
 from .piloting import Flight, fly, psnr
-from .refitting import misses, refit
+from .refitting import misses, refit, surprises
 
 #: what a predicted step is taken to cost, in computed ones, until it is measured
 CHEAP = 0.01
@@ -35,10 +36,12 @@ CHEAP = 0.01
 SLACK = 1.01
 #: runs that are left out of the last fit of each plan, one at a time, to see what it promises too much
 LEFT_OUT = 2
-#: powers of the measured gains of which each gives a placement of a plan's steps; the best in some runs is taken
+#: powers of the measured gains of which each gives a placement of a plan's steps to begin with
 BENDS = (1.0, 0.6)
-#: how many runs these are
+#: how many runs a placement is judged by
 TRIALS = 3
+#: how many steps fewer a plan may compute than was reckoned, where it turns out too slow for what is asked for
+FEWER = 2
 #: longest span that a probe predicts
 PROBE = 3
 
@@ -51,6 +54,7 @@ class AutoCalibrator(Calibrator):
         speedups: for each of them there is a plan.
         rounds: how often the weights of a plan are fitted anew on the trajectories that it makes.
         probes: steps at which it is measured what an error there does to the result; 0 takes all to matter alike.
+        trials: further placements of each plan's steps that are tried in some runs.
     """
 
     method: ClassVar[str] = "auto"
@@ -60,6 +64,7 @@ class AutoCalibrator(Calibrator):
     speedups: tuple[float, ...] = (1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
     rounds: int = 2
     probes: int = 8
+    trials: int = 6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speedups", tuple(self.speedups) if isinstance(self.speedups, (list, tuple)) else ())
@@ -67,26 +72,34 @@ class AutoCalibrator(Calibrator):
             raise ConfigError("speedups: must be a list of numbers > 1, at most 100: [2,3,4]")
         check_whole("rounds", self.rounds, 0)
         check_whole("probes", self.probes, 0)
+        check_whole("trials", self.trials, 0)
 
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
         if len(calls) < 2:
             raise ConfigError("seeds: one is too few, auto fits on some and must see how they differ: at least 2")
         name, identity = _denoiser(pipe)
-        about = {"model": identity.model, "settings": identity.settings, "runs": len(calls), "form": FORM}
+        about = {"model": identity.model, "settings": identity.settings, "runs": len(calls), "form": f"{FORM}.1"}
         bench = _Bench(pipe, list(calls), Reporter(progress), Kept(kept, {**about, **asdict(self)}))
         bench.fly_dense()
         gains = bench.gains(self.probes)
-        counts = [count for count in map(bench.count, sorted(set(self.speedups))) if count >= 2]
+        counts = {speedup: count for speedup in sorted(self.speedups) if (count := bench.count(speedup)) >= 2}
         if not counts:
             raise ConfigError(f"speedups: {bench.steps} steps are too few for any of them")
         landscapes = [Landscape(bench.evidence, gains**bend) for bend in (BENDS if self.probes else BENDS[:1])]
-        plans = [frontier(landscape, min(counts), max(counts)) for landscape in landscapes]
-        found = [bench.improve([p[n] for p in plans], self.rounds) for n in dict.fromkeys(counts) if n in plans[0]]
+        fewest = max(min(counts.values()) - FEWER, 2)
+        plans = [frontier(landscape, fewest, max(counts.values())) for landscape in landscapes]
+        climb, found = Climb(landscapes, bench.score), dict[int, _Measured]()
+        for speedup, most in counts.items():
+            for count in range(most, max(most - FEWER, 2) - 1, -1):
+                if count in plans[0] and count not in found:
+                    found[count] = bench.improve(climb.best([p[count] for p in plans], self.trials), self.rounds)
+                if count in found and found[count].speedup >= NOISE * speedup:
+                    break
         expert = Expert(
             identity,
             bench.steps,
             tuple(dict.fromkeys(bench.evidence.branches)),
-            *_numbers(found, bench),
+            *_numbers(list(found.values()), bench),
             facts={"form": FORM},
         )
         bench.kept.discard()
@@ -115,12 +128,14 @@ class _Measured:
     psnr: list[float]
     costs: tuple[float, float, float]
     optimism: float
+    computed: float
 
     @property
     def speedup(self) -> float:
-        """Of the denoiser: steps at the cost of a computed one, over what this plan's cost."""
+        """Of the denoiser: steps at the cost of a computed one, over what this plan's cost, with those that the guard
+        computes besides it."""
         compute, predict, decide = self.costs
-        steps, count = self.plan.steps, len(self.plan.computed)
+        steps, count = self.plan.steps, self.computed
         return steps * compute / (count * compute + (steps - count) * predict + steps * decide)
 
 
@@ -133,6 +148,7 @@ class _Bench:
         self.pictures: list[Tensor] = []
         scheduler = getattr(pipe, "scheduler", None)
         self.sampler = None if scheduler is None else type(scheduler).__name__
+        self.tried = 0
         self.predict, self.decide = CHEAP, 0.0  # what these cost a step, in computed ones
 
     def fly_dense(self) -> None:
@@ -191,24 +207,22 @@ class _Bench:
         error = (flight.pictures - self.pictures[0]).double().square().mean()
         return {"error": error, "costs": torch.tensor(flight.costs, dtype=torch.float64)}
 
-    def improve(self, placements: Sequence[Sequence[int]], rounds: int) -> _Measured:
-        """A plan with one of these placements, after some rounds of fitting; the best of them by PSNR."""
-        label = f"{len(placements[0])} of {self.steps} steps"
-        computed = self.choose(list(dict.fromkeys(map(tuple, placements))), label)
+    def improve(self, computed: Sequence[int], rounds: int) -> _Measured:
+        """A plan with this placement, after some rounds of fitting; the best of them by PSNR."""
+        label = f"{len(computed)} of {self.steps} steps"
         found = self.kept.once(label, partial(self._improve, computed, rounds, label))
         plan = tabulate(self.evidence, computed, self.timesteps)
         plan = _with(plan, found["weights"], tuple(found["limits"].tolist()))
-        return _Measured(plan, found["psnr"].tolist(), tuple(found["costs"].tolist()), float(found["optimism"]))
+        psnrs, costs = found["psnr"].tolist(), tuple(found["costs"].tolist())
+        return _Measured(plan, psnrs, costs, float(found["optimism"]), float(found["computed"]))
 
-    def choose(self, placements: Sequence[tuple[int, ...]], label: str) -> tuple[int, ...]:
-        """The one with the best PSNR of some runs: what the landscape says of the error is a model of it."""
-        if len(placements) < 2:
-            return placements[0]
-        plans = [tabulate(self.evidence, computed) for computed in placements]
-        score = lambda plan, name: sum(self._quality(plan, i, name) for i in range(min(TRIALS, len(self.calls))))  # noqa: E731
-        stages = [f"{label}, placement {i}/{len(plans)}" for i in range(1, len(plans) + 1)]
-        scores = [self.kept.numbers(name, partial(score, plan, name)) for name, plan in zip(stages, plans, strict=True)]
-        return placements[int(np.argmax(scores))]
+    def score(self, computed: Sequence[int]) -> float:
+        """Mean PSNR of some runs with this placement."""
+        self.tried += 1
+        label, plan = f"placement {self.tried}", tabulate(self.evidence, computed)
+        runs = range(min(TRIALS, len(self.calls)))
+        name = f"placement {','.join(map(str, computed))}"
+        return float(self.kept.numbers(name, lambda: sum(self._quality(plan, i, label) for i in runs) / len(runs)))
 
     def _quality(self, plan: Plan, number: int, label: str) -> float:
         return psnr(self._fly(self.calls[number], plan, label, watching=False).pictures, self.pictures[number])
@@ -223,13 +237,16 @@ class _Bench:
             made.append([flight.tracks for flight in flights])
             quality = [psnr(flight.pictures, dense) for flight, dense in zip(flights, self.pictures, strict=True)]
             costs = [median(flight.costs[i] for flight in flights) for i in range(3)]
-            tried.append((sum(quality), turn, plan, quality, costs))
+            count = sum(flight.computed for flight in flights) / len(flights)
+            tried.append((sum(quality), turn, plan, quality, costs, count))
             plan = self._refit(plan, made) if turn <= rounds else plan
-        _, turn, best, quality, costs = max(tried, key=lambda t: t[:2])
-        limits = misses(best, [track for tracks in made[turn - 1] for track in tracks], self._all())
+        _, turn, best, quality, costs, count = max(tried, key=lambda t: t[:2])
+        errors = [misses(best, run, dense) for run, dense in zip(made[turn - 1], self.tracks, strict=True)]
+        limits = np.concatenate(errors).max(0).tolist()
         return {
             "psnr": torch.tensor(quality, dtype=torch.float64),
             "costs": torch.tensor(costs, dtype=torch.float64),
+            "computed": torch.tensor(count + surprises(best, errors, GUARD), dtype=torch.float64),
             "limits": torch.tensor(limits, dtype=torch.float32),
             "weights": _table(best),
             "optimism": torch.tensor(self._optimism(best, made[: turn - 1], quality, label), dtype=torch.float64),

@@ -72,6 +72,7 @@ class Flight:
     Attributes:
         tracks: its trajectories.
         pictures: what came out, ``[frames, 3, height, width]`` in [0, 1], or a tensor that a bare loop returned.
+        computed: steps that a trajectory computed, a mean over trajectories and branches.
         costs: seconds of a computed and of a predicted step, and of the decisions of a trajectory.
         timesteps: what the sampler passed to the denoiser.
         sampler: class name, or None for a loop that named none.
@@ -79,6 +80,7 @@ class Flight:
 
     tracks: list[Track]
     pictures: Tensor
+    computed: float
     costs: tuple[float, float, float]
     timesteps: tuple[float, ...]
     sampler: str | None
@@ -99,7 +101,8 @@ def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str
     compute = sum(s.compute_seconds for s in segments) / max(computed, 1)
     predict = sum(s.predict_seconds for s in segments) / max(predicted, 1)
     decide = sum(s.decide_seconds for s in segments) / max(computed + predicted, 1)
-    return Flight(pilot.tracks, _pictures(output), (compute, predict, decide), pilot.timesteps, sampler)
+    each = computed / max(len(segments), 1)
+    return Flight(pilot.tracks, _pictures(output), each, (compute, predict, decide), pilot.timesteps, sampler)
 
 
 def _pictures(output: Any) -> Tensor:

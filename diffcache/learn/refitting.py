@@ -57,13 +57,13 @@ def refit(plan: Plan, made: Sequence[Sequence[Track]], dense: Sequence[Track], m
     return replace(plan, weights=weights)
 
 
-def misses(plan: Plan, made: Sequence[Track], dense: Sequence[Track]) -> tuple[float, ...]:
-    """For each step the largest relative error (RMS over RMS) of its prediction, in trajectories under the plan.
+def misses(plan: Plan, made: Sequence[Track], dense: Sequence[Track]) -> np.ndarray:
+    """``[trajectories, steps]``: the relative errors (RMS over RMS, the worst sample) of the predictions under a plan.
 
-    Where they have predicted, it is that against the dense ones.
+    Where the trajectories have predicted, it is that against the dense ones.
     """
-    worst = [0.0] * plan.steps
-    for track, whole in zip(made, dense, strict=True):
+    found = np.zeros((len(made), plan.steps))
+    for errors, track, whole in zip(found, made, dense, strict=True):
         for step in range(1, plan.steps):
             history = plan.before(step)
             rows = {b: [seen[s] for s in history] for b, seen in track.outputs.items()}
@@ -73,8 +73,26 @@ def misses(plan: Plan, made: Sequence[Track], dense: Sequence[Track]) -> tuple[f
                 if track.sampled:
                     guess = guess + weights[-1] * track.samples[history[0]]
                 truth = (track if step in track.outputs[branch] else whole).outputs[branch][step]
-                worst[step] = max(worst[step], float(((guess - truth).norm(dim=1) / truth.norm(dim=1)).max()))
-    return tuple(worst)
+                errors[step] = max(errors[step], float(((guess - truth).norm(dim=1) / truth.norm(dim=1)).max()))
+    return found
+
+
+def surprises(plan: Plan, errors: Sequence[np.ndarray], guard: float) -> float:
+    """Steps that the guard would compute besides the plan, a trajectory, in calls that the calibration had not seen.
+
+    Each call is taken out in turn and held against the limits of the others.
+
+    Args:
+        plan: which steps are computed.
+        errors: of each call what :func:`misses` found; two calls or more.
+        guard: factor on the largest error of the others.
+    """
+    looked = [s for s in plan.computed if 0 < s < plan.steps - 1 and not plan.computes(s + 1)]
+    count = 0
+    for left_out, own in enumerate(errors):
+        limits = np.max([e.max(0) for i, e in enumerate(errors) if i != left_out], axis=0)
+        count += int((own > guard * limits)[:, looked].sum())
+    return count / sum(map(len, errors))
 
 
 def _fit_step(

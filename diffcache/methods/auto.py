@@ -25,6 +25,8 @@ NINE = 1.2816
 NOISE = 0.98
 #: of the numbers in a file: 1 had weights for the outputs of the dense trajectories alone
 FORM = 2
+#: factor on the errors of the calibration beyond which a step more is computed
+GUARD = 1.5
 #: what is asked for where no target is given
 SPEEDUP = 2.0
 
@@ -66,7 +68,7 @@ class AutoConfig(CalibratedConfig):
     max_skip: int = 64
     speedup: float | None = None
     min_psnr: float | None = None
-    guard: float = 1.5
+    guard: float = GUARD
 
     def validate(self) -> None:
         super().validate()

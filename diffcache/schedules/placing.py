@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,3 +68,17 @@ def neighbours(plan: Sequence[int], steps: int, reach: int = 1, forced: Sequence
         for shift in (s * d for d in range(1, reach + 1) for s in (-1, 1)):
             if step not in forced and 0 < step + shift < steps and step + shift not in taken:
                 yield tuple(sorted((taken - {step}) | {step + shift}))
+
+
+def shifted(plan: Sequence[int], steps: int) -> Iterator[Steps]:
+    """Placements in which some steps that follow each other, not the first of all, are one earlier or one later.
+
+    >>> list(shifted((0, 2, 3), 5))
+    [(0, 1, 3), (0, 1, 2), (0, 3, 4), (0, 2, 4)]
+    """
+    for first in range(1, len(plan)):
+        for behind in range(first + 1, len(plan) + 1):
+            for shift in (-1, 1):
+                moved = (*plan[:first], *(s + shift for s in plan[first:behind]), *plan[behind:])
+                if moved[-1] < steps and all(a < b for a, b in pairwise(moved)):
+                    yield moved

@@ -27,13 +27,14 @@ class Landscape:
     Args:
         evidence: of dense trajectories.
         gains: for each step, how much of a push of the sample there is left at the end; 1 everywhere if not measured.
+            Only their ratios matter.
     """
 
     def __init__(self, evidence: Evidence, gains: Sequence[float] | None = None) -> None:
         self.evidence = evidence
         gain = np.ones(evidence.steps) if gains is None else np.asarray(gains, np.float64)
         self.motion = Motion.of(evidence)
-        self._push = self.motion.push * gain
+        self.gains, self._push = gain, self.motion.push * gain
         self.spans = lru_cache(maxsize=None)(self._spans)
 
     @property
@@ -120,9 +121,7 @@ def tabulate(evidence: Evidence, computed: Sequence[int], timesteps: Sequence[fl
             weights[name].append(spread_out(row.tolist(), len(history)))
         for part, name in enumerate(evidence.branches):
             limits[step] = max(limits[step], _miss(evidence, part, history, step, found[names.index(name)]))
-    return Plan(
-        evidence.steps, tuple(computed), weights, tuple(limits.tolist()), tuple(timesteps), evidence.spread
-    )
+    return Plan(evidence.steps, tuple(computed), weights, tuple(limits.tolist()), tuple(timesteps), evidence.spread)
 
 
 def _miss(evidence: Evidence, part: int, history: Sequence[int], step: int, weights: np.ndarray) -> float:

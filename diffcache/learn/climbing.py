@@ -1,0 +1,61 @@
+"""Where the computed steps of a plan lie, judged by real runs (ours).
+
+What the landscape says of a plan's error is a model of it. Each placement that is run tells how good the model is: the
+gains are bent to agree with all runs so far, and the placement that is best then, or near the best one, is run next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..schedules.placing import Steps, shifted
+from ..schedules.planning import Landscape, frontier
+from .attuning import attune
+
+
+class Climb:
+    """The best placements that some real runs found, of any number of steps; all runs serve all numbers.
+
+    Args:
+        landscapes: with gains as measured, and others that may be nearer to the truth; at least one.
+        score: placement -> mean PSNR in dB of some runs, the same ones for all.
+    """
+
+    def __init__(self, landscapes: Sequence[Landscape], score: Callable[[Steps], float]) -> None:
+        self._landscapes, self._score = landscapes, score
+        self.seen: dict[Steps, float] = {}
+
+    def best(self, starts: Sequence[Steps], trials: int) -> Steps:
+        """The best of these placements, all of one length, and of at most ``trials`` others."""
+        starts = list(dict.fromkeys(starts))
+        if len(starts) == 1 and not trials:
+            return starts[0]
+        count = len(starts[0])
+        for computed in starts:
+            self._look(computed)
+        for trial in range(trials):
+            found = self._proposal(count, near=trial % 2 == 1)
+            if found is None:
+                break
+            self._look(found)
+        return self._top(count)
+
+    def _look(self, computed: Steps) -> None:
+        if computed not in self.seen:
+            self.seen[computed] = self._score(computed)
+
+    def _top(self, count: int) -> Steps:
+        return max((computed for computed in self.seen if len(computed) == count), key=self.seen.__getitem__)
+
+    def _proposal(self, count: int, near: bool) -> Steps | None:
+        """What is promising now and has not been run: the best of all, or of what differs little from the best run."""
+        known = self._landscapes[0]
+        landscape = Landscape(known.evidence, known.gains * attune(known, self.seen))
+        whole = None if near else frontier(landscape, count, count).get(count)
+        if whole is not None and whole not in self.seen:
+            return whole
+        fresh = [computed for computed in self._near(count) if computed not in self.seen]
+        return min(fresh, key=landscape.error, default=None)
+
+    def _near(self, count: int) -> Iterator[Steps]:
+        return shifted(self._top(count), self._landscapes[0].steps)
