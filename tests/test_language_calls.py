@@ -107,7 +107,7 @@ def test_an_end_token_inside_a_block_ends_the_sequence(build, method):
         if len(ends):
             assert (row[int(ends[0]) :] == eos).all()
     assert run.stats.new_tokens == sum(min(((r != eos).sum() + 1).item(), 32) for r in run.sequences[:, 13:])
-    assert run.stats.steps <= 32
+    assert run.stats.steps <= 35  # to the end of the last block of a grid
 
 
 def test_stopping_is_idempotent():
