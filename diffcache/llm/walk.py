@@ -26,7 +26,8 @@ class Walk:
 
     def __init__(self, body: Any, current: ForwardPass, state: SequenceState) -> None:
         self.body, self.current, self.state = body, current, state
-        self._rotary: dict[int, Any] = {}
+        self._rotary: tuple[Tensor, Tensor] | None = None  # of every position: rows change from layer to layer
+        self._known: tuple[Rows, dict[str, Any]] | None = None
 
     def run(self) -> Tensor:
         """Hidden states behind the last norm, of the rows that the pass has then."""
@@ -46,9 +47,10 @@ class Walk:
 
     def _arguments(self, x: Tensor, rows: Rows) -> dict[str, Any]:
         self.current.rows = rows
-        key = id(rows)
-        if key not in self._rotary:
-            positions = rows.positions(x.device)
-            self._rotary[key] = rows, positions, self.body.rotary_emb(x, positions)
-        _, positions, rotary = self._rotary[key]
-        return {"position_ids": positions, "position_embeddings": rotary, KEYWORD: self.current}
+        if self._rotary is None:
+            self._rotary = self.body.rotary_emb(x, self.state.positions[None])
+        if self._known is None or self._known[0] is not rows:
+            turned = tuple(rows.take(t.expand(len(x), -1, -1)) for t in self._rotary)
+            where = {"position_ids": rows.positions(x.device), "position_embeddings": turned}
+            self._known = rows, where
+        return {**self._known[1], KEYWORD: self.current}
