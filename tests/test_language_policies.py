@@ -43,7 +43,7 @@ WHOLE = {
     "dkv": "",
     "sparse-dllm": ":keep=1",
     "elastic": ":window=6",
-    "elastic:drift=key,gamma=-2": ",window=6,cache_masks=false",
+    "elastic:drift=key,threshold=-2": ",window=6,cache_masks=false",
     "dllm-cache": "",
     "d2cache": ":masks=4",
 }
@@ -136,15 +136,15 @@ def rows_of(name, method, steps=6):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_elastic_with_a_gamma_above_one_refreshes_above_the_first_layer(name):
-    length, layers, counts = rows_of(name, "elastic:gamma=2,window=6")
+def test_elastic_with_a_threshold_above_one_refreshes_above_the_first_layer(name):
+    length, layers, counts = rows_of(name, "elastic:threshold=2,window=6")
     assert counts[0] == (length, layers * length)
     assert all(computed == rows + (layers - 1) * length for rows, computed in counts[1:])
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_elastic_with_a_gamma_below_minus_one_never_refreshes(name):
-    length, layers, counts = rows_of(name, "elastic:gamma=-2,window=6")
+def test_elastic_with_a_threshold_below_minus_one_never_refreshes(name):
+    length, layers, counts = rows_of(name, "elastic:threshold=-2,window=6")
     assert all(computed == layers * rows < layers * length for rows, computed in counts[1:])
 
 
@@ -161,7 +161,7 @@ class Forced(Elastic):
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("name", FULL)
 def test_elastic_may_widen_at_any_layer(name, at):
-    loop = bench(model := FULL[name](), "elastic:gamma=-2,window=6")
+    loop = bench(model := FULL[name](), "elastic:threshold=-2,window=6")
     loop.policy.__class__, loop.policy.at = Forced, at
     state = loop.state
     native = native_logits(model, state.ids)
@@ -178,7 +178,7 @@ def test_elastic_may_widen_at_any_layer(name, at):
 @pytest.mark.parametrize("name", FULL)
 def test_elastic_that_always_drifts_has_exact_keys_in_the_first_layer(name):
     """Ids change there, unlike above: each changed one is among the rows of the step behind."""
-    loop = bench(FULL[name](), "elastic:gamma=2,window=6")
+    loop = bench(FULL[name](), "elastic:threshold=2,window=6")
     state, policy = loop.state, loop.policy
     for state.step in range(4):
         logits_of(loop, plan := policy.plan(state))

@@ -38,7 +38,7 @@ EXAMPLES = [
     ("vanilla", {}),
     ("freecache", dict(settle=False)),
     ("fast-dllm", dict(cache="prefix", every=4)),
-    ("elastic", dict(gamma=0.8, drift="key")),
+    ("elastic", dict(threshold=0.8, drift="key")),
     ("window", dict(active=8)),
     ("flashblock", dict(dirty=3)),
     ("dkv", dict(refresh=4)),

@@ -329,7 +329,8 @@ def test_info_foretells_the_memory_of_a_run(loaded, method):
     told = TextSubject("tiny-llada", TextRequest(gen_length=32), None).estimate(method, [])
     stats = direct(loaded, make_config(method), held_out(DEFAULT_PROBLEM).text, 32, TopK())[1]
     tokens = told["tokens"]
-    transient = 4 * tokens**2 if method == "d2cache" else 0  # of a step, not held
+    layers, heads = (getattr(loaded[0].config, f"num_{what}") for what in ("hidden_layers", "attention_heads"))
+    transient = 4 * (layers + heads) * tokens**2 if method == "d2cache" else 0  # of a step, not held
     assert told["bytes"] - transient == pytest.approx(stats.kv_bytes + stats.residual_bytes, rel=0.002)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -41,13 +40,6 @@ class Request:
     eos_id: int | None
     cfg_scale: float = 0.0
 
-    @property
-    def block_count(self) -> int:
-        """Blocks that are decoded."""
-        first = self.prompt.shape[1] // self.block_length * self.block_length
-        start = self.prompt.shape[1] if (self.length - self.prompt.shape[1]) % self.block_length == 0 else first
-        return (self.length - start) // self.block_length
-
 
 def make_request(
     model: nn.Module,
@@ -68,12 +60,12 @@ def make_request(
     Raises:
         ConfigError: a value that is not valid; the message names the field.
     """
-    prompt = _check_prompt(input_ids, model.device)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    prompt = _check_prompt(input_ids, vocabulary).to(model.device)
     check_number("gen_length", gen_length, 1, LARGE, whole=True)
     block_length, length = _check_blocks(facts, prompt.shape[1], gen_length, block_length)
     if steps is not None:
         check_number("steps", steps, 1, LARGE, whole=True)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
     mask_id = facts.mask_id if mask_id is None else mask_id
     if mask_id is None:
         raise ConfigError(
@@ -92,9 +84,10 @@ def make_request(
     return Request(prompt, padding, gen_length, length, block_length, steps, mask_id, eos_id, cfg_scale)
 
 
-def _check_prompt(input_ids: Any, device: torch.device) -> Tensor:
+def _check_prompt(input_ids: Any, vocabulary: int) -> Tensor:
     if not isinstance(input_ids, Tensor):
-        lengths = {len(row) for row in input_ids} if isinstance(input_ids, (list, tuple)) else set()
+        rows = input_ids if isinstance(input_ids, (list, tuple)) else ()
+        lengths = {len(row) for row in rows if isinstance(row, (list, tuple, Tensor))}
         if len(lengths) > 1:
             raise ConfigError(
                 f"input_ids: rows of different length ({min(lengths)} to {max(lengths)} tokens); pad them on the left "
@@ -103,7 +96,12 @@ def _check_prompt(input_ids: Any, device: torch.device) -> Tensor:
         raise ConfigError(f"input_ids: {type(input_ids).__name__} is not a tensor of token ids [batch, length]")
     if input_ids.dim() != 2 or input_ids.is_floating_point():
         raise ConfigError(f"input_ids: shape {list(input_ids.shape)}, {input_ids.dtype} is not [batch, length] of ids")
-    return input_ids.to(device)
+    if input_ids.numel():
+        low, high = (int(bound) for bound in input_ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            wrong = low if low < 0 else high
+            raise ConfigError(f"input_ids: {wrong} is out of range, token ids go from 0 to {vocabulary - 1}")
+    return input_ids
 
 
 def _check_blocks(facts: Facts, prompt: int, gen_length: int, block_length: int | None) -> tuple[int, int]:

@@ -243,15 +243,15 @@ class ElasticConfig(LanguageConfig):
     """Elastic-Cache (arXiv 2510.14973): refreshes from the layer on at which attention drifts.
 
     A step computes the first ``window`` masks, what was decoded at the step before, and the most attended tokens. Where
-    the attention of those last ones is less like that of the step before than ``gamma``, every row of the deeper
+    the attention of those last ones is less like that of the step before than ``threshold``, every row of the deeper
     layers is computed. Decodes over the whole canvas: ``block_length`` has no effect. Reads the device once a layer.
     Memory of one branch: ``layers * tokens * (hidden + (heads + 2 * kv_heads) * head_dim) * element_size``.
 
     Args:
-        gamma: least cosine similarity; more refreshes more often. Below -1 never, above 1 always.
+        threshold: least cosine similarity (gamma); more refreshes more often. Below -1 never, above 1 always.
         window: masks that are computed and may be decoded.
         drift: similarity across ``head`` (as released) or across ``key`` (as written in the paper). What is a good
-            gamma for one is not for the other.
+            threshold for one is not for the other.
         track: most attended tokens that each layer watches.
         cache_masks: whether masks beyond the window stay cached; without, all masks are computed.
     """
@@ -259,14 +259,14 @@ class ElasticConfig(LanguageConfig):
     method: ClassVar[str] = "elastic"
     summary: ClassVar[str] = "language: refreshes the layers above where attention drifts (Elastic-Cache)"
 
-    gamma: float = 0.9
+    threshold: float = 0.9
     window: int = 16
     drift: str = "head"
     track: int = 1
     cache_masks: bool = True
 
     def validate(self) -> None:
-        check_number("gamma", self.gamma, -2.0, 2.0, whole=False)
+        check_number("threshold", self.threshold, -2.0, 2.0, whole=False)
         check_choice("drift", self.drift, ["head", "key"])
         for name in ("window", "track"):
             check_number(name, getattr(self, name), 1, NEVER, whole=True)

@@ -115,7 +115,7 @@ class TextSubject:
             "method": config.method,
             "tokens": tokens,
             "weights": self.weights,
-            "bytes": memory_of(config, {**self._names(), "tokens": tokens, "block": block}),
+            "bytes": memory_of(config, {**self._names(), "tokens": tokens, "rows": tokens, "block": block}),
         }
 
     def _names(self) -> dict[str, int]:

@@ -93,7 +93,7 @@ class Elastic(AdaptivePolicy):
         if self._past is not None and not self._drifted:
             now = probabilities(self._asked(held, self._tracked), k, scale, self._mask(current))
             alike = self._similarity(self._past, now, current.padding)
-            self._drifted = bool((alike < self.config.gamma).any())
+            self._drifted = bool((alike < self.config.threshold).any())
         window = self._window.positions(q.device).expand(len(q), -1)
         weight = probabilities(self._asked(held, window), k, scale, self._mask(current)).sum((1, 2))
         weight = weight.masked_fill(~self._decoded, -1.0)
