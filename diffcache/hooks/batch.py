@@ -43,7 +43,12 @@ class Batches:
 
     def of(self, run: Run) -> Batch:
         """The batch of a call that is about to run."""
-        return Batch(self, repeatable(run))
+        like = getattr(run, "likeness", None)
+        if like is None:
+            return Batch(self, repeatable(run))
+        if like.batch is None or like.batch._known is not self:
+            like.batch = Batch(self, run).put_by()
+        return like.batch.again(run)
 
 
 class Batch:
@@ -58,10 +63,11 @@ class Batch:
     def __init__(self, known: Batches, run: Run) -> None:
         self._known, self._run = known, run
         self.behind = False
+        self._kept: Batch | None = None  # it, put by
         call = {**dict(enumerate(run.args)), **run.keywords} if isinstance(run, partial) else {}
         names = known.anatomy.parameters
         values = {names[key] if isinstance(key, int) and key < len(names) else key: v for key, v in call.items()}
-        self.sample = values.get(known.anatomy.sample)
+        self.sample, self._sample_key = values.get(known.anatomy.sample), _key_of(known.anatomy.sample, values, call)
         self._listed = isinstance(self.sample, (list, tuple))
         self.apart = known.outputs and self._listed
         shapes = _shapes(call)
@@ -88,10 +94,24 @@ class Batch:
 
     def put_by(self) -> Batch:
         """What is known of the samples, for a later step: without the call and its tensors."""
-        known = Batch.__new__(Batch)
-        known.__dict__ |= self.__dict__
-        known._run = known.sample = None
-        return known
+        kept = self._kept
+        if kept is None or kept.behind != self.behind:
+            kept = self._copy()
+            kept._run = kept.sample = None
+        return kept
+
+    def again(self, run: Run) -> Batch:
+        """The samples of a call like the one that was :meth:`put_by`; it holds no arguments within others."""
+        now = self._copy()
+        now._run, now._kept = run, self
+        key = self._sample_key
+        now.sample = run.args[key] if isinstance(key, int) else run.keywords.get(key)
+        return now
+
+    def _copy(self) -> Batch:
+        copied = Batch.__new__(Batch)
+        copied.__dict__ |= self.__dict__
+        return copied
 
     # -- whether it can be parted ----------------------------------------------------------------------------------
 
@@ -219,6 +239,11 @@ class Batch:
             for i, row in enumerate(rows):
                 row += part[i * width : (i + 1) * width]
         return rows
+
+
+def _key_of(name: str, values: Mapping[Any, Any], call: Mapping[Any, Any]) -> Any:
+    """How an argument is given: its position or its name."""
+    return dict(zip(values, call, strict=True)).get(name)
 
 
 def _shapes(call: Mapping[Any, Any]) -> Any:

@@ -10,7 +10,6 @@ returned. A body that cannot be proved is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,9 +55,8 @@ class BodySite:
         """
         if self.plan is None:
             return self._explore(run)
-        with self._during(Capturing(self.plan, self._copies)) as seen:
-            result = run()
-        return result, self._taken(seen)
+        seen = Capturing(self.plan, self._copies)
+        return self._under(seen, run), self._taken(seen)
 
     def _taken(self, seen: Capturing) -> list[Tensor] | None:
         with without_gradients():
@@ -71,14 +69,21 @@ class BodySite:
 
     def replay(self, run: Run, residuals: list[Tensor]) -> Any:
         """Run with every block skipped and ``residuals`` added to the body's input."""
-        with self._during(Replaying(self.plan, residuals)):
+        return self._under(Replaying(self.plan, residuals), run)
+
+    def _under(self, now: Any, run: Run) -> Any:
+        """Run with ``now`` as the pass under way."""
+        before, self.now = self.now, now
+        try:
             return run()
+        finally:
+            self.now = before
 
     def _explore(self, run: Run) -> tuple[Any, list[Tensor] | None]:
         again = repeatable(run)
         explorer = self._explorer()
-        with self._during(explorer), explorer.watching():
-            result = run()
+        with explorer.watching():
+            result = self._under(explorer, run)
         with torch.no_grad():
             for plan, residuals in self._proposals(explorer):
                 verdict = self._try(plan, residuals, again, result, explorer)
@@ -103,8 +108,7 @@ class BodySite:
         self._adopt(plan)
         replaying = Replaying(plan, residuals)
         try:
-            with self._during(replaying):
-                replayed = run()
+            replayed = self._under(replaying, run)
         except Exception:
             return False  # what the skipped blocks leave behind does not fit this plan
         finally:
@@ -116,14 +120,6 @@ class BodySite:
         # one host read for a model's first computed step
         finite, passed = torch.stack([finite, close & same]).tolist()
         return passed if finite else None
-
-    @contextmanager
-    def _during(self, now: Any) -> Iterator[Any]:
-        before, self.now = self.now, now
-        try:
-            yield now
-        finally:
-            self.now = before
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 

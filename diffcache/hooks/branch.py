@@ -10,6 +10,7 @@ from .batch import Batch
 from .cache import Cache
 from .conditioning import Conditioning
 from .exact import ExactMemory
+from .familiar import Likeness
 from .jury import Jury
 from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch, finite
 
@@ -21,6 +22,7 @@ class Branch:
         jury: the segment's schedule, or its own where it hears a signal, one for each group of samples.
         together: why the samples of a batch decide together although they would decide apart, or None.
         signature: what the cached values hold for (shapes, dtype, device); another one makes them useless.
+        likeness: of its calls, once two in a row had the same conditioning.
     """
 
     def __init__(self, name: str, conditioning: Conditioning, cache: Cache, schedule: Schedule) -> None:
@@ -33,6 +35,7 @@ class Branch:
         self.compute_watch, self.predict_watch, self.decide_watch = Stopwatch(), Stopwatch(), Stopwatch()
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.signature: Any = None
+        self.likeness: Likeness | None = None
         self.exact = ExactMemory()
         #: whether its first call was the same noise twice, where that was asked for
         self.folded = False

@@ -308,15 +308,13 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
     """
     if not isinstance(timestep, Tensor):
         return float(timestep) if isinstance(timestep, Number) else None
-    if timestep.numel() == 0:
-        return None
     if not timestep.is_cpu:
-        return float(timestep.max()) if sync else None
+        return float(timestep.max()) if sync and timestep.numel() else None
     known = timestep.detach() if timestep.requires_grad else timestep
     # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
     array = (known.float() if known.dtype is torch.bfloat16 else known).numpy()
-    if array.size == 1:
-        return float(array.item())
+    if array.size <= 1:
+        return float(array.item()) if array.size else None
     return float(array.max() if any(array.strides) else array.flat[0])
 
 

@@ -38,7 +38,7 @@ class Conditioning:
         self.switches: list[Any] = []
         for value in values:
             self._add(value)
-        self.versions = list(map(_version, self.tensors))
+        self.versions = list(map(version, self.tensors))
 
     def _add(self, value: Any) -> None:
         """Tensors and plain values in containers; other objects tell nothing and are left out."""
@@ -60,7 +60,7 @@ class Conditioning:
             len(self.tensors) == len(other.tensors)
             and self.versions == other.versions
             and self.switches == other.switches
-            and all(map(_one, self.tensors, other.tensors))
+            and all(map(same_object, self.tensors, other.tensors))
         )
 
     def same_content(self, other: Conditioning) -> bool:
@@ -78,7 +78,8 @@ class Conditioning:
         self.tensors, self.versions = other.tensors, other.versions
 
 
-def _one(a: Tensor, b: Tensor) -> bool:
+def same_object(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one and the same memory, read alike."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
 
 
@@ -86,5 +87,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written to; 0 where torch does not count."""
     return 0 if tensor.is_inference() else tensor._version

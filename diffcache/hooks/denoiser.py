@@ -21,6 +21,7 @@ from .clock import Clock
 from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings, pays
+from .familiar import Call, Likeness
 from .fitted import FittedSite
 from .flow import leaves
 from .gated import GatedSite
@@ -104,7 +105,7 @@ class DenoiserHook(ModelHook):
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self.anatomy.bind(args, kwargs)
         began = Mark(_device(inputs))
-        turn = self._enter(self.sessions.now, inputs)
+        turn = self._enter(self.sessions.now, inputs, len(args))
         if self.places:
             self._choose_graphs(inputs)
         forward = self.fn_ref.original_forward
@@ -116,7 +117,9 @@ class DenoiserHook(ModelHook):
             full = turn.verdict is Verdict.COMPUTE
             forward = self.exact.turn(branch.exact, inputs, segment.weights, forward, full)
         try:
-            answer = self._carry_out(turn, partial(forward, *args, **kwargs))
+            run = Call(forward, *args, **kwargs)
+            run.likeness = turn.likeness
+            answer = self._carry_out(turn, run)
             if answer.part:
                 check_budget(self.recipe, segment.branches.values())
         except BaseException:
@@ -168,18 +171,21 @@ class DenoiserHook(ModelHook):
 
     # -- the path of a step ----------------------------------------------------------------------------------------
 
-    def _enter(self, session: Session, inputs: dict[str, Any]) -> _Turn | None:
+    def _enter(self, session: Session, inputs: dict[str, Any], placed: int) -> _Turn | None:
         """What to do in this call; None means: run the model and keep out of it."""
         clock, progress = session.clock, session.progress(self)
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(clock, progress, timestep)
-        branch = segment.branch(progress.label, Conditioning(self.anatomy.identity(inputs)), step)
+        branch = segment.familiar(progress.label, inputs, placed)
+        likeness = None if branch is None else branch.likeness
+        if branch is None:
+            branch = self._recognise(segment, progress.label, inputs, placed, step)
         if branch.last_step >= step:
             if not clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None
             segment, step = self._locate(clock, progress, timestep)
-        signature = self.anatomy.signature(inputs) if segment.keeps else None
+        signature = likeness.signature if likeness is not None else self.anatomy.signature(inputs)
         verdict = segment.decide(step, branch)
         if segment.changed:  # what changed the weights may have moved modules as well
             segment.changed = False
@@ -187,7 +193,17 @@ class DenoiserHook(ModelHook):
         if verdict is not Verdict.COMPUTE and not self._can_predict(branch, step, inputs, signature):
             segment.compute_after_all(step, branch)
             verdict = Verdict.COMPUTE
-        return _Turn(segment, branch, step, verdict, inputs, signature)
+        return _Turn(segment, branch, step, verdict, inputs, signature, likeness)
+
+    def _recognise(self, segment: Segment, label: str | None, inputs: dict[str, Any], placed: int, step: int) -> Branch:
+        """The branch of a call that is not like those before it."""
+        now = Conditioning(self.anatomy.identity(inputs))
+        branch = segment.branch(label, now, step)
+        known = branch.conditioning
+        # Conditioning that is made anew for each call is not worth to be remembered.
+        repeats = known.tensors is not now.tensors
+        branch.likeness = Likeness.of(self.anatomy, inputs, placed) if repeats else None
+        return branch
 
     def _locate(self, clock: Clock, progress: Progress, timestep: Any) -> tuple[Segment, int]:
         now = clock.locate(timestep)
@@ -296,6 +312,7 @@ class _Turn:
     verdict: Verdict
     inputs: dict[str, Any]
     signature: Any
+    likeness: Likeness | None
 
 
 def _device(inputs: dict[str, Any]) -> torch.device:

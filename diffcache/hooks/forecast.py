@@ -129,10 +129,11 @@ class Forecast(Cache):
 
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""
-        self.fits = [
-            fit.rows(row * count, count) if outlook.size > 1 else fit
-            for fit, count in zip(outlook.fits, self._samples(), strict=True)
-        ]
+        if outlook.size == 1:
+            self.fits = outlook.fits
+        else:
+            parts = zip(outlook.fits, self._samples(), strict=True)
+            self.fits = [fit.rows(row * count, count) for fit, count in parts]
         self.joint = outlook if self.recipe.predictor.knows_error else None
         self.expected, self._fitted = None, True
 
@@ -180,6 +181,10 @@ class Forecast(Cache):
             square = (guess.float() - truth.float()).square().mean(inner)
             worst.append((square / truth.float().square().mean(inner)).amax())
         return torch.stack(worst).amax()
+
+    def newest(self, index: int) -> list[Tensor]:
+        """The newest value of the ``index``-th history, one view a modality."""
+        return self.layouts[index].channels(self.histories[index].newest(1)[0])
 
     # -- predicted steps -------------------------------------------------------------------------------------------
 

@@ -68,8 +68,7 @@ class GatedBody(BodySite):
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
         gating = Gating(self.plan, self._copies, self.inside, decide)
-        with self._during(gating):
-            result = run()
+        result = self._under(gating, run)
         self.heard = gating.heard
         if gating.replaying:
             return result, None, True
@@ -78,8 +77,7 @@ class GatedBody(BodySite):
     def look(self, run: Run) -> tuple[Any, list[Tensor] | None, Tensor | None]:
         """Run some samples in full and change nothing here: the result, residuals, and what the gate heard."""
         gating = Gating(self.plan, self._copies, self.inside, lambda heard: None)
-        with self._during(gating):
-            result = run()
+        result = self._under(gating, run)
         with torch.no_grad():
             return result, gating.capturing.residuals(), gating.heard
 

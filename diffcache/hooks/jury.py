@@ -57,6 +57,10 @@ class Jury:
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
+    def all_due(self, step: int) -> bool:
+        """Whether every group is computed whatever the signal says."""
+        return all(schedule.wants_compute(step) for schedule in self.schedules)
+
     def due(self, step: int) -> set[int]:
         """Groups that are computed whatever the signal says."""
         return {g for g in self.all if self.schedules[g].wants_compute(step)}
@@ -72,6 +76,13 @@ class Jury:
             step: index in the segment.
             drifts: what was heard of each sample, or of all together where that cannot be told.
         """
+        if len(self.schedules) == 1:
+            (schedule,) = self.schedules
+            if schedule.last >= step:
+                return set()
+            worst = largest(self._of(0, drifts))
+            # It is asked in any case: it may keep count.
+            return {0} if schedule.judge(step, worst) or schedule.wants_compute(step) else set()
         waiting = [g for g in self.all if self.schedules[g].last < step]  # others were computed since
         heard = {g: largest(self._of(g, drifts)) for g in waiting}
         wanted = {g for g in waiting if self.schedules[g].judge(step, heard[g])}  # all are asked: they may keep count

@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import or_
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..predictors import Fit, Horizon, Moments, SampleTrend, Sums, energy, measure_all
-from ..schedules.change import length
+from ..schedules.change import total
 from ..schedules.drift import largest
 from .cache import Cache, Coming, Outlook
 
@@ -32,7 +32,7 @@ _NOTHING = torch.empty(0)
 
 def prepare(caches: Sequence[Forecast]) -> None:
     """Fit caches that have recorded a step and are due, and set the outlook of each."""
-    for group in _groups(caches):
+    for group in (caches,) if len(caches) == 1 else _groups(caches):
         _kind(group[0])(group)
 
 
@@ -46,9 +46,6 @@ def _kind(cache: Forecast) -> type[ForecastOutlook]:
 
 def _groups(caches: Sequence[Forecast]) -> Iterator[list[Forecast]]:
     """Those that can be fitted together."""
-    if len(caches) == 1:
-        yield [*caches]
-        return
     alike: dict[object, list[Forecast]] = {}
     for cache in caches:
         alike.setdefault(cache.likeness, []).append(cache)
@@ -89,9 +86,24 @@ class ForecastOutlook(Outlook):
     def __init__(self, caches: Sequence[Forecast]) -> None:
         first = caches[0]
         self.size, self.recipe, self.ahead = len(caches), first.recipe, first.due.ahead
-        self.before = first.joint.fits if first.joint is not None and first.joint.size == self.size else first.fits
         self.fits: list[Fit] = []
-        self._caches, self._wants_error = tuple(caches), first.wants_error
+        self._caches = tuple(caches)
+
+    def settle(self) -> None:
+        """The fits are known. Who has forgotten what was measured meanwhile does not want them."""
+        for row, cache in enumerate(self._caches):
+            if cache.expected is self:
+                cache.adopt(self, row)
+
+
+class MeasuredOutlook(ForecastOutlook):
+    """For a predictor whose run depends on what is stored."""
+
+    def __init__(self, caches: Sequence[Forecast]) -> None:
+        super().__init__(caches)
+        first = caches[0]
+        self.before = first.joint.fits if first.joint is not None and first.joint.size == self.size else first.fits
+        self._wants_error = first.wants_error
         parts = [self.look(i, caches) for i in range(len(first.histories))]
         self._sizes = [[part.numel() for part in group] for group in parts]
         flat = [part.flatten() for group in parts for part in group]
@@ -106,12 +118,6 @@ class ForecastOutlook(Outlook):
     @abstractmethod
     def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
         """:meth:`look` on the host."""
-
-    def settle(self) -> None:
-        """The fits are known. Who has forgotten what was measured meanwhile does not want them."""
-        for row, cache in enumerate(self._caches):
-            if cache.expected is self:
-                cache.adopt(self, row)
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         errors: list[float] = []
@@ -140,7 +146,7 @@ class ForecastOutlook(Outlook):
         return [(cache, Coming(drifts, alarm, error, suspect)) for cache, alarm, suspect in found]
 
 
-class HostedOutlook(ForecastOutlook):
+class HostedOutlook(MeasuredOutlook):
     """For a predictor that needs some sums over each sample: the host reads these, and all else follows there."""
 
     def __init__(self, caches: Sequence[Forecast]) -> None:
@@ -173,22 +179,34 @@ class ReuseOutlook(ForecastOutlook):
 
     def __init__(self, caches: Sequence[Forecast]) -> None:
         super().__init__(caches)
+        first = caches[0]
+        self.fits = [self.recipe.predictor.fit_at(history.gaps) for history in first.histories]
+        # Each is finite if all numbers of its sample are.
+        totals = [[total(view) for cache in caches for view in cache.newest(i)] for i in range(len(first.histories))]
+        self._sizes = [sum(part.numel() for part in parts) for parts in totals]
+        flat = list(chain.from_iterable(totals))
+        self.numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
+        for cache in caches:
+            cache.expect(self)
         self.settle()
 
-    def look(self, index: int, caches: Sequence[Forecast]) -> list[Tensor]:
-        history, layout = caches[0].histories[index], caches[0].layouts[index]
-        self.fits.append(self.recipe.predictor.fit_at(history.gaps))
-        views = [view for cache in caches for view in layout.channels(cache.histories[index].newest(1)[0])]
-        # Each is finite if all numbers of its sample are.
-        lengths = [length(view) for view in views]
-        return [lengths[0] if len(lengths) == 1 else torch.cat(lengths)]
+    def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
+        caches, self._caches, self.numbers = self._caches, (), _NOTHING  # nobody asks again
+        nothing, never = [0.0] * len(self.ahead), [False] * len(self.ahead)
+        if all(map(math.isfinite, numbers)):  # the usual case
+            return [(cache, Coming(nothing, never)) for cache in caches]
+        suspects: list[list[list[bool]]] = [[] for _ in caches]
+        for size in self._sizes:
+            bad, numbers = [not math.isfinite(n) for n in numbers[:size]], numbers[size:]
+            share = size // self.size
+            for row, found in enumerate(suspects):
+                found.append(bad[row * share : (row + 1) * share])
+        alarms = [[any(map(any, found))] * len(self.ahead) for found in suspects]
+        found = zip(caches, alarms, suspects, strict=True)
+        return [(cache, Coming(nothing, alarm, suspects=suspect)) for cache, alarm, suspect in found]
 
-    def see(self, index: int, parts: Sequence[Sequence[float]]) -> Seen:
-        (sizes,) = parts
-        return Seen([], sizes, [sizes] * len(self.ahead), [])
 
-
-class DeviceOutlook(ForecastOutlook):
+class DeviceOutlook(MeasuredOutlook):
     """For a predictor with a coefficient of its own for each token: fit and run are worked out on the device."""
 
     def __init__(self, caches: Sequence[Forecast]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conditioning import version
 from .outputs import tensors_in_order
 from .plans import Plan
-from .streams import Links, Passage, Visit, named_tensors, trace, version
+from .streams import Links, Passage, Visit, named_tensors, trace
 
 Forward = Callable[..., Any]
 
@@ -126,7 +127,7 @@ class Capturing:
         self.plan, self._copies = plan, copies
         self.first: dict[str, Tensor] | None = None
         self.values: list[Tensor | None] = [None] * len(plan.bases)
-        self._versions: dict[str, int] = {}
+        self._versions: list[int] = []  # of the streams; empty where they are copies
         self._left = False  # whether a block has run
         self._ended: list[int] = []  # ends that were reached since the last block
         self._calls = 0
@@ -136,7 +137,7 @@ class Capturing:
         # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
         copies = self._copies or torch.compiler.is_compiling()
         self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
-        self._versions = {} if copies else {n: version(t) for n, t in self.first.items()}
+        self._versions = [] if copies else list(map(version, streams.values()))
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         self._left, self._ended = True, []
@@ -163,7 +164,7 @@ class Capturing:
     @property
     def overwritten(self) -> bool:
         """Whether the model wrote into what its first block received."""
-        return any(version(self.first[name]) != seen for name, seen in self._versions.items())
+        return bool(self._versions) and list(map(version, self.first.values())) != self._versions
 
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -84,6 +85,17 @@ class Segment:
 
     # -- branches --------------------------------------------------------------------------------------------------
 
+    def familiar(self, label: str | None, inputs: Mapping[str, Any], placed: int) -> Branch | None:
+        """The branch of a call, if a glance at its arguments tells: see :class:`.familiar.Likeness`."""
+        if label is not None:
+            found = self.branches.get(label)
+            known = None if found is None else found.likeness
+            return found if known is not None and known.fits(inputs, placed) else None
+        for found in self.branches.values():
+            if found.likeness is not None and found.likeness.fits(inputs, placed):
+                return found
+        return None
+
     def branch(self, label: str | None, conditioning: Conditioning, step: int) -> Branch:
         """The branch of a call; a new one if the label or the conditioning has not been seen in this segment."""
         if label is not None:
@@ -120,14 +132,14 @@ class Segment:
         """What to do at ``step``."""
         if step != self.deciding:
             self._begin(step)
-        own, jury = branch.schedule is not self.schedule, branch.jury
+        own = branch.schedule is not self.schedule
         if own and not self.compute:
-            self.compute = len(jury.due(step)) == len(jury.all)
+            self.compute = branch.jury.all_due(step)
         if self.compute:
             if own:
                 self.computed(step, branch)
             return Verdict.COMPUTE
-        return Verdict.ASK if jury.undecided(step) else Verdict.PREDICT
+        return Verdict.ASK if own else Verdict.PREDICT  # a schedule that hears nothing leaves nothing undecided
 
     def _begin(self, step: int) -> None:
         if self.compute or self.schedule.signal is not None or not self.schedule.wants_compute(step):
@@ -206,10 +218,12 @@ class Segment:
         waiting = [b for b in self.branches.values() if b.cache.pending is not None]
         repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
         late, self._late = self._late, []
-        device = heard.signals[0].device
-        parts = [*heard.parts, *(r.to(device).reshape(1) for r in repeats)]
+        parts = heard.parts
+        if repeats:
+            device = heard.signals[0].device
+            parts += [r.to(device).reshape(1) for r in repeats]
         parts += [part for other in late for part in other.parts] + [b.cache.pending.numbers for b in waiting]
-        numbers = iter((torch.cat([p.float() for p in parts]) if len(parts) > 1 else parts[0]).tolist())
+        numbers = iter((torch.cat(list(map(_as_row, parts))) if len(parts) > 1 else parts[0].flatten()).tolist())
         drifts = heard.read(numbers)
         same = [next(numbers) for _ in repeats]
         if repeats and drifts is None:
@@ -219,7 +233,7 @@ class Segment:
         spoken = [(other, other.read(numbers)) for other in late]
         for b in waiting:
             outlook, b.cache.pending = b.cache.pending, None
-            ((_, coming),) = outlook.read([next(numbers) for _ in range(outlook.numbers.numel())])
+            ((_, coming),) = outlook.read(list(islice(numbers, outlook.numbers.numel())))
             self._heed(b, coming, heard.step, b.batch)
         moved = branch.jury.hear(heard.step, drifts if drifts is not None else [heard.flat])
         for other, said in spoken:
@@ -286,9 +300,9 @@ class Segment:
             now: the step that is being decided.
             batch: its samples, where they may decide apart.
         """
-        bad = next((k for k, flag in enumerate(coming.alarms) if flag), None)
-        if bad is None:
+        if True not in coming.alarms:
             return
+        bad = coming.alarms.index(True)
         jury, dues = branch.jury, set()
         suspects = None if batch is None or batch.behind else batch.spread(coming.suspects)
         for group in jury.all if suspects is None else jury.groups(i for i, row in enumerate(suspects) if any(row)):
@@ -354,13 +368,18 @@ class _Heard:
 
     @property
     def parts(self) -> list[Tensor]:
-        return [signal.flatten() for signal in self.signals]
+        return [*self.signals]
 
     def read(self, numbers: Iterator[float]) -> Sequence[Sequence[float]] | None:
         """Its numbers, the next ones; sample by sample, or None where the samples cannot be told apart."""
-        heard = [[next(numbers) for _ in range(signal.numel())] for signal in self.signals]
-        self.flat = [number for part in heard for number in part]
+        heard = [list(islice(numbers, signal.numel())) for signal in self.signals]
+        self.flat = heard[0] if len(heard) == 1 else list(chain.from_iterable(heard))
         return self.batch.spread(heard)
+
+
+def _as_row(numbers: Tensor) -> Tensor:
+    """What is read together: fp32, one axis."""
+    return (numbers if numbers.dim() == 1 else numbers.flatten()).float()
 
 
 def _matches(branch: Branch, conditioning: Conditioning) -> bool:

@@ -179,7 +179,8 @@ class BodyOutput(ForecastSite):
         if residuals is not None:
             with without_gradients():
                 cache.template = self.body.plan
-                cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
+                if len(cache.layouts) != len(residuals):
+                    cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
                 cache.record(residuals, moment, given=True)
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:

@@ -21,8 +21,11 @@ TEXT_NAMES = ("encoder_hidden_states", "context", "text", "txt", "und_seq")
 
 def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensor arguments of a block's call by parameter name, the likeliest stream first."""
-    bound = {**dict(zip(_parameters(type(block)), args, strict=False)), **kwargs}
-    tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+    names = _parameters(type(block))
+    tensors = {name: value for name, value in zip(names, args, strict=False) if isinstance(value, Tensor)}
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
     hidden = [name for name in HIDDEN_NAMES if name in tensors]
     if hidden == [*tensors][: len(hidden)]:
         return tensors

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .attach import HOOK_NAME, attach, detach
 from .cache import Moment
+from .conditioning import version
 from .finite import FiniteOutlook
 from .gradients import without_gradients
 from .modules import Unit
@@ -22,7 +23,7 @@ from .ports import FeederPort, Port, traced
 from .recipe import Recipe
 from .sites import Run, Site
 from .slots import Call, Slot, UnitCache, form_of
-from .streams import Links, Passage, Visit, named_tensors, trace, version
+from .streams import Links, Passage, Visit, named_tensors, trace
 
 _UNIT_NAME = f"{HOOK_NAME}_unit"
 _FEEDER_NAME = f"{HOOK_NAME}_feeder"

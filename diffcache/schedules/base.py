@@ -104,6 +104,8 @@ class Schedule:
         if self.total is None or ahead < self.warmup:
             return 0
         end = min(self.total - self.cooldown, ahead + self.max_skip)
+        if type(self).placed is Schedule.placed:  # it places none
+            return max(end, ahead) - step - 1
         while ahead < end and not self.placed_after(ahead, step):
             ahead += 1
         return ahead - step - 1

@@ -34,7 +34,7 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     if pooled:
         now, before = now[None], before[None]
     wide = before.float()
-    return length(now.float() - wide) / length(wide)
+    return _length_of_own(now.float() - wide) / length(wide)
 
 
 def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -76,8 +76,24 @@ def _ratio(value: Tensor, other: Tensor) -> Tensor:
 
 def length(value: Tensor) -> Tensor:
     """Sum of absolute values of each sample: finite if they all are."""
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    inner = tuple(range(1, value.dim()))
     if value.is_cpu:  # where the one pass of the norm takes ten times as long as these two
-        return value.abs().sum(inner, dtype=dtype)
-    return torch.linalg.vector_norm(value, 1, inner, dtype=dtype)
+        return total(value.abs())
+    return torch.linalg.vector_norm(value, 1, _inner(value), dtype=_wide(value))
+
+
+def _length_of_own(value: Tensor) -> Tensor:
+    """The same of a tensor that nobody else has, and that is of no use afterwards."""
+    return total(value.abs_()) if value.is_cpu else length(value)
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum of each sample: finite if all its numbers are, in one pass."""
+    return value.sum(_inner(value), dtype=_wide(value))
+
+
+def _inner(value: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, value.dim()))
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
