@@ -165,6 +165,8 @@ class _ExitHook(ModelHook):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.site.now is None:
             return args, kwargs
+        if args and isinstance(args[0], Tensor):
+            return (self.site.now.exit(self.index, args[0]), *args[1:]), kwargs
         place = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
         if place is not None:
             return (*args[:place], self.site.now.exit(self.index, args[place]), *args[place + 1 :]), kwargs

@@ -64,6 +64,6 @@ def _template(output: Any, tensors: list[Tensor]) -> Template | None:
 
 def owned(tensor: Tensor) -> Tensor:
     """The tensor itself if it has its memory for itself and counts its versions, else a copy."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     part = tensor.untyped_storage().nbytes() != tensor.nbytes
     return tensor.clone() if part or tensor.is_inference() else tensor

@@ -50,7 +50,7 @@ class Plan:
         bases = [_join(first, base) for base in self.bases]
         if any(b is None or b.shape != v.shape for b, v in zip(bases, values, strict=True)):
             return None
-        return [v - b.to(v.dtype) for b, v in zip(bases, values, strict=True)]
+        return [v - (b if b.dtype is v.dtype else b.to(v.dtype)) for b, v in zip(bases, values, strict=True)]
 
     def values(self, first: Mapping[str, Tensor], residuals: list[Tensor]) -> list[Tensor]:
         """The bases with the residuals added."""
@@ -58,10 +58,12 @@ class Plan:
 
 
 def _join(streams: Mapping[str, Tensor], base: Base) -> Tensor | None:
+    if len(base) == 1:
+        return streams.get(base[0])
     parts = [streams.get(name) for name in base]
     if any(part is None for part in parts):
         return None
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1)
 
 
 def propose(explorer: Exploring) -> Iterator[tuple[Plan, list[Tensor]]]:

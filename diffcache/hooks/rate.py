@@ -30,13 +30,14 @@ from .sites import Answer, Asking, Judge, OutputSite, Run
 @dataclass(frozen=True)
 class _Seen:
     """What a computed call showed: drivers with what they drive, and what each output has over its base; ``fresh``:
-    each has one, so that the differences are nobody else's tensors."""
+    each has one, so that the differences are nobody else's tensors; what the call returned without them."""
 
     forms: list[Form]
     drivers: list[Tensor]
     driven: list[Tensor]
     differences: list[Tensor]
     fresh: bool
+    template: Any
 
 
 class RateCache(Forecast):
@@ -98,7 +99,7 @@ class RateSite(OutputSite, Asking):
     def _keep(self, run: Run, result: Any, cache: RateCache, moment: Moment) -> None:
         with without_gradients():
             seen = self._seen(run, result)
-            _, cache.template = flatten(result)
+            cache.template = seen.template
             cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
             if cache.computed:
                 cache.rates = self._rates(seen, cache.computed)
@@ -114,7 +115,7 @@ class RateSite(OutputSite, Asking):
         return self.recipe.rest.rounded(now), waken(before, now.device)
 
     def _seen(self, run: Run, result: Any) -> _Seen:
-        inputs, (outputs, _) = self._inputs(run), flatten(result)
+        inputs, (outputs, template) = self._inputs(run), flatten(result)
         forms = [Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
         bases = counterparts(self.anatomy, inputs, forms)
         driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None]
@@ -122,7 +123,7 @@ class RateSite(OutputSite, Asking):
             driven = [outputs[0] if self._by_sample(inputs, forms) else outputs[0][None]]
         differences = [form.less(output, base) for form, output, base in zip(forms, outputs, bases, strict=True)]
         fresh = all(base is not None for base in bases)
-        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences, fresh)
+        return _Seen(forms, self._drivers(inputs, bases, forms), driven, differences, fresh, template)
 
     def _drivers(self, inputs: Mapping[str, Any], bases: list[Tensor | None], forms: list[Form]) -> list[Tensor]:
         """The inputs whose change tells how far the outputs with a counterpart move; else the noisy sample."""

@@ -379,7 +379,8 @@ class _Heard:
 
 def _as_row(numbers: Tensor) -> Tensor:
     """What is read together: fp32, one axis."""
-    return (numbers if numbers.dim() == 1 else numbers.flatten()).float()
+    row = numbers if numbers.dim() == 1 else numbers.flatten()
+    return row if row.dtype is torch.float32 else row.float()
 
 
 def _matches(branch: Branch, conditioning: Conditioning) -> bool:

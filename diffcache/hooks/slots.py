@@ -48,11 +48,15 @@ class Slot:
 
     def take(self, streams: Mapping[str, Tensor], result: Any, moment: Moment) -> bool:
         """Store the result of a call that looks as the one before it; False if there is more to find out about it."""
-        if self.form is None or self.form != form_of(streams, result):
+        if self.form is None or not _has_form(self.form, streams, result):
             return False
         source = self.passage.sources[0]
         value = result if source is None else result - streams[source]
-        self._push([owned(value)] if self._as_they_are and not value.is_inference() else self._kept([value]), moment)
+        if not self._as_they_are or value.is_inference():
+            kept = self._kept([value])
+        else:  # a difference is nobody else's
+            kept = [owned(value) if source is None or value.requires_grad else value]
+        self._push(kept, moment)
         return True
 
     def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
@@ -60,9 +64,10 @@ class Slot:
         self.passage = passage
 
     def _push(self, kept: list[Tensor], moment: Moment) -> None:
-        for known, new in ((self.values, kept), (self.versions, [t._version for t in kept]), (self.moments, moment)):
-            known.insert(0, new)
-            del known[self.depth :]
+        versions, older = [t._version for t in kept], self.depth - 1
+        self.values = [kept, *self.values[:older]]
+        self.versions = [versions, *self.versions[:older]]
+        self.moments = [moment, *self.moments[:older]]
 
     def amend(self, tensors: list[Tensor], passage: Passage) -> None:
         """Another reading of the newest results."""
@@ -118,6 +123,19 @@ def form_of(streams: Mapping[str, Tensor], result: Any) -> Form | None:
         return None
     inputs = [(name, stream.shape, stream.dtype) for name, stream in streams.items()]
     return result.shape, result.dtype, result.device, *inputs
+
+
+def _has_form(form: Form, streams: Mapping[str, Tensor], result: Any) -> bool:
+    """Whether ``form`` is :func:`form_of` a call; runs for every unit, so nothing is built."""
+    if type(result) is not Tensor or len(form) != 3 + len(streams):
+        return False
+    shape, dtype, device, *inputs = form
+    if result.shape != shape or result.dtype is not dtype or result.device != device:
+        return False
+    for (known, size, kind), (name, stream) in zip(inputs, streams.items(), strict=True):
+        if name != known or stream.shape != size or stream.dtype is not kind:
+            return False
+    return True
 
 
 def _combined(stored: Sequence[Tensor], weights: Sequence[float], home: Home) -> Tensor:

@@ -29,7 +29,7 @@ _UNIT_NAME = f"{HOOK_NAME}_unit"
 _FEEDER_NAME = f"{HOOK_NAME}_feeder"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Pass:
     """A forward pass under way: where values go to, or come from."""
 
@@ -90,7 +90,7 @@ class UnitSite(Site):
 
     def before(self, unit: Unit, streams: dict[str, Tensor]) -> None:
         """A unit's call begins."""
-        if unit.residual and not self.settled:
+        if unit.residual:
             self._links.arrive(unit.module, streams)
             self._amend()
 
@@ -207,14 +207,15 @@ class _UnitHook(ModelHook):
         now = self.site.now
         if now is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        call = now.call(self.unit.name)
+        name = self.unit.name  # runs for every unit: no call more than needed
+        call = name, now.calls.get(name, 0)
         slot = now.cache.slots.get(call)
         streams = named_tensors(module, args, kwargs) if self.unit.residual else {}
         if now.computing is None or slot is None or now.computes(self.unit) or not slot.fits(streams):
             result = self._compute(now, call, slot, streams, args, kwargs)
         else:
             result = self._predict(now, slot, streams)
-        now.calls[self.unit.name] = call[1] + 1
+        now.calls[name] = call[1] + 1
         return result
 
     def _compute(
@@ -229,7 +230,8 @@ class _UnitHook(ModelHook):
     def _watched(self, now: _Pass, streams: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         """The call of a block, which must not write to its streams: its value is a difference to them."""
         before = list(map(version, streams.values()))
-        self.site.before(self.unit, streams)
+        if not self.site.settled:
+            self.site.before(self.unit, streams)
         result = self.fn_ref.original_forward(*args, **kwargs)
         if list(map(version, streams.values())) != before:
             now.cache.spoilt = f"{type(self.unit.module).__name__} writes into its input"

@@ -86,4 +86,5 @@ def waken(rested: Tensor, device: torch.device) -> Tensor:
 
 def fetch(rested: Tensor, home: Home) -> Tensor:
     """A rested value as what it was; itself if it never became anything else."""
-    return waken(rested, home.device).to(home.dtype)
+    there = waken(rested, home.device)
+    return there if there.dtype is home.dtype else there.to(home.dtype)

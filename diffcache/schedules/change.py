@@ -33,8 +33,7 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     """
     if pooled:
         now, before = now[None], before[None]
-    wide = before.float()
-    return _length_of_own(now.float() - wide) / length(wide)
+    return _length_of_own(_change(now, before)) / length(_fp32(before))
 
 
 def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -46,11 +45,17 @@ def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Te
     Returns:
         Shape ``[batch]``.
     """
-    return _ratio(_change(*outputs), _change(*inputs))
+    now, before = _change(*outputs), _change(*inputs)
+    return _per_number(_length_of_own(now) / _length_of_own(before), now, before)
 
 
 def _change(now: Tensor, before: Tensor) -> Tensor:
-    return now.float() - before.float()
+    return _fp32(now) - _fp32(before)
+
+
+def _fp32(value: Tensor) -> Tensor:
+    # Asked in Python: even a conversion that changes nothing costs as much as a small operation.
+    return value if value.dtype is torch.float32 else value.float()
 
 
 def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -> Tensor:
@@ -65,12 +70,12 @@ def expected_change(rate: Tensor, now: Tensor, before: Tensor, output: Tensor) -
     Returns:
         Shape ``[batch]``, 0.05 for the paper's 5 %.
     """
-    return rate * _ratio(_change(now, before), output)
+    change = _change(now, before)
+    return rate * _per_number(_length_of_own(change) / length(output), change, output)
 
 
-def _ratio(value: Tensor, other: Tensor) -> Tensor:
-    """Mean absolute value against that of another, of each sample."""
-    ratio = length(value) / length(other)
+def _per_number(ratio: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """The ratio of two sums of absolute values as that of their means."""
     return ratio if value.shape == other.shape else ratio * (prod(other.shape[1:]) / prod(value.shape[1:]))
 
 
