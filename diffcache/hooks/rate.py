@@ -67,8 +67,9 @@ class RateCache(Forecast):
 
     def keep(self, drivers: list[Tensor], driven: list[Tensor]) -> None:
         """What the next rate is measured with, of a computed step."""
-        self.measured = [*(Holding.like(x, 2) for x in drivers), *map(Holding.like, driven)]
-        self.measured += [Holding.scalars(len(x), x.device) for x in drivers]  # the rates
+        if not self.measured:  # another form of call forgets it
+            self.measured = [*(Holding.like(x, 2) for x in drivers), *map(Holding.like, driven)]
+            self.measured += [Holding.scalars(len(x), x.device) for x in drivers]  # the rates
         self.previous = self.kept(drivers)
         self.computed = list(zip(self.previous, self.kept(driven), strict=True))
 
@@ -98,7 +99,7 @@ class RateSite(OutputSite, Asking):
 
     def _keep(self, run: Run, result: Any, cache: RateCache, moment: Moment) -> None:
         with without_gradients():
-            seen = self._seen(run, result)
+            seen = self._seen(run, result, cache.forms)
             cache.template = seen.template
             cache.forms, cache.layouts = seen.forms, cache.layouts or [TokenLayout(1) for _ in seen.forms]
             if cache.computed:
@@ -114,9 +115,11 @@ class RateSite(OutputSite, Asking):
         """What is seen now and what has rested, with digits alike."""
         return self.recipe.rest.rounded(now), waken(before, now.device)
 
-    def _seen(self, run: Run, result: Any) -> _Seen:
+    def _seen(self, run: Run, result: Any, forms: list[Form]) -> _Seen:
+        """What a call showed; ``forms`` are those of another one, taken over if they fit."""
         inputs, (outputs, template) = self._inputs(run), flatten(result)
-        forms = [Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
+        if [form.shape for form in forms] != [t.shape for t in outputs]:
+            forms = [Form(t.shape, self.anatomy.layout(t).channel_dim) for t in outputs]
         bases = counterparts(self.anatomy, inputs, forms)
         driven = [o for o, base in zip(outputs, bases, strict=True) if base is not None]
         if not driven:
@@ -166,7 +169,7 @@ class RateSite(OutputSite, Asking):
         run = batch.part(rows)
         part = run()
         with without_gradients():
-            seen = self._seen(run, part)
+            seen = self._seen(run, part, cache.forms)
             inputs, outputs = zip(*cache.computed, strict=True)
             before = zip(rows.cut_all(inputs), rows.cut_all(outputs), strict=True)
             rates = self._rates(seen, list(before))

@@ -54,9 +54,13 @@ class WeightsWatch:
         self._adapters = None
 
     def _walk(self) -> None:
-        modules = self._tree.modules()
-        self._layers = [m for m in modules if "scaling" in vars(m) and "merged_adapters" in vars(m)]
-        self._slots = [m._parameters for m in modules if m._parameters and not _offloaded(m)]
+        self._layers, self._slots = [], []
+        for module in self._tree.modules():
+            attributes = vars(module)
+            if "scaling" in attributes and "merged_adapters" in attributes:
+                self._layers.append(module)
+            if attributes["_parameters"] and not _offloaded(attributes.get("_hf_hook")):
+                self._slots.append(attributes["_parameters"])
 
     def _stamp(self) -> int:
         """Sum of the identities and versions of all parameters that have them. Runs at many steps: kept short."""
@@ -69,6 +73,6 @@ class WeightsWatch:
         return self._identity + sum(map(_VERSION, self._counted))
 
 
-def _offloaded(module: nn.Module) -> bool:
-    hook = vars(module).get("_hf_hook")
-    return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
+def _offloaded(hook: Any) -> bool:
+    """Whether accelerate's hook on a module, or None, brings its weights for one call only."""
+    return hook is not None and any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
