@@ -13,7 +13,7 @@ from ..kernels import combine, extrapolate
 from ..predictors import Fit, History, Horizon, TokenLayout, weights
 from ..predictors.base import Slope
 from .cache import Cache, Holding, Moment
-from .outlook import ForecastOutlook, prepare
+from .outlook import ForecastOutlook, ReuseOutlook, prepare_alone
 from .recipe import Recipe
 from .rows import Rows
 
@@ -34,6 +34,7 @@ class Forecast(Cache):
         fits: one for each history, once fitted; of a step that is due, those of the computed step before.
         expected: the outlook whose fits are still to come.
         joint: the outlook that they came with, for a predictor that learns from run to run.
+        spent: an outlook of this cache alone that can be used again.
         missed: squared relative error of the last run, a scalar, where the predictor itself cannot tell.
         wants_error: whether the schedule wants to know that.
     """
@@ -52,6 +53,7 @@ class Forecast(Cache):
         self.expected: ForecastOutlook | None = None
         self.joint: ForecastOutlook | None = None
         self.missed: Tensor | None = None
+        self.spent: ReuseOutlook | None = None
         self.wants_error = False
         self.pending = None
         self._fitted = False
@@ -114,7 +116,7 @@ class Forecast(Cache):
         self._fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
         if self.recipe.signal is not None and self.due is not None:
-            prepare([self])  # its outlook is read together with the next signal
+            prepare_alone(self)  # its outlook is read together with the next signal
 
     @property
     def likeness(self) -> tuple[Any, ...]:

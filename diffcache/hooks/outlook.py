@@ -36,6 +36,15 @@ def prepare(caches: Sequence[Forecast]) -> None:
         _kind(group[0])(group)
 
 
+def prepare_alone(cache: Forecast) -> None:
+    """The same for one cache, at each of its computed steps: an outlook that was read is used again."""
+    if cache.spent is not None and cache.missed is None:
+        cache.spent.renew(cache)
+        return
+    prepare([cache])
+    cache.spent = cache.pending if type(cache.pending) is ReuseOutlook else None
+
+
 def _kind(cache: Forecast) -> type[ForecastOutlook]:
     predictor = cache.recipe.predictor
     if predictor.hosted:
@@ -181,17 +190,26 @@ class ReuseOutlook(ForecastOutlook):
         super().__init__(caches)
         first = caches[0]
         self.fits = [self.recipe.predictor.fit_at(history.gaps) for history in first.histories]
+        self._measure()
+
+    def renew(self, cache: Forecast) -> None:
+        """Another step was recorded in the only cache."""
+        self.ahead, self._caches = cache.due.ahead, (cache,)
+        self._measure()
+
+    def _measure(self) -> None:
+        caches, count = self._caches, len(self.fits)
         # Each is finite if all numbers of its sample are.
-        totals = [[total(view) for cache in caches for view in cache.newest(i)] for i in range(len(first.histories))]
+        totals = [[total(view) for cache in caches for view in cache.newest(i)] for i in range(count)]
         self._sizes = [sum(part.numel() for part in parts) for parts in totals]
-        flat = list(chain.from_iterable(totals))
+        flat = totals[0] if count == 1 else list(chain.from_iterable(totals))
         self.numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
         for cache in caches:
             cache.expect(self)
         self.settle()
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        caches, self._caches, self.numbers = self._caches, (), _NOTHING  # nobody asks again
+        caches, self._caches, self.numbers = self._caches, (), _NOTHING  # nobody asks twice
         nothing, never = [0.0] * len(self.ahead), [False] * len(self.ahead)
         if all(map(math.isfinite, numbers)):  # the usual case
             return [(cache, Coming(nothing, never)) for cache in caches]

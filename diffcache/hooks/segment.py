@@ -61,6 +61,7 @@ class Segment:
     ) -> None:
         self.recipe, self.site, self.start, self.total = recipe, site, start, total
         self._clock, self._watch, self._always = clock, watch, always
+        self._counts = recipe.axis == "index"
         self.schedule = self._new_schedule()
         self.keeps = total is not None and self.schedule.max_skip > 0
         self.branches: dict[Any, Branch] = {}
@@ -218,11 +219,13 @@ class Segment:
         waiting = [b for b in self.branches.values() if b.cache.pending is not None]
         repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
         late, self._late = self._late, []
-        parts = heard.parts
+        parts = [*heard.signals]
         if repeats:
-            device = heard.signals[0].device
+            device = parts[0].device
             parts += [r.to(device).reshape(1) for r in repeats]
-        parts += [part for other in late for part in other.parts] + [b.cache.pending.numbers for b in waiting]
+        for other in late:
+            parts += other.signals
+        parts += [b.cache.pending.numbers for b in waiting]
         numbers = iter((torch.cat(list(map(_as_row, parts))) if len(parts) > 1 else parts[0].flatten()).tolist())
         drifts = heard.read(numbers)
         same = [next(numbers) for _ in repeats]
@@ -317,7 +320,8 @@ class Segment:
 
     def time(self, step: int) -> float:
         """Time of a step of the segment, on the recipe's axis."""
-        return self._clock.times(self.recipe.axis, (step + self.start,))[0]
+        at = step + self.start
+        return float(at) if self._counts else self._clock.times(self.recipe.axis, (at,))[0]
 
     def ahead(self, step: int) -> list[float]:
         """Times of the steps after a computed ``step`` that may be predicted."""
@@ -365,10 +369,6 @@ class _Heard:
     def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
         self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
         self.flat: list[float] = []
-
-    @property
-    def parts(self) -> list[Tensor]:
-        return [*self.signals]
 
     def read(self, numbers: Iterator[float]) -> Sequence[Sequence[float]] | None:
         """Its numbers, the next ones; sample by sample, or None where the samples cannot be told apart."""

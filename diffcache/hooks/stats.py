@@ -145,10 +145,9 @@ class Mark:
         self.host = time.perf_counter()
 
     def again(self) -> Mark:
-        """Now, told by the same clock."""
+        """Now, on the same stream."""
         mark = Mark.__new__(Mark)
-        mark.event = None if self.event is None else _queued()
-        mark.host = time.perf_counter()
+        mark.event, mark.host = _queued(), time.perf_counter()
         return mark
 
 
@@ -166,12 +165,13 @@ class Stopwatch:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def lap(self, began: Mark) -> Mark:
-        """Add the time since ``began``; returns the mark of now."""
+        """Add the time since ``began``; returns the mark of now, which may be the same object."""
+        if began.event is None:
+            before, began.host = began.host, time.perf_counter()
+            self._seconds += began.host - before
+            return began
         now = began.again()
-        if now.event is None:
-            self._seconds += now.host - began.host
-        else:
-            self._events.append((began.event, now.event))
+        self._events.append((began.event, now.event))
         return now
 
     @property

@@ -79,4 +79,6 @@ def sample_drift(known: Totals, slopes: Sequence[Sequence[float]]) -> list[float
 
 def largest(numbers: Sequence[float]) -> float:
     """The largest number; NaN if one of them is NaN (``max`` would drop it)."""
+    if len(numbers) == 1:
+        return numbers[0]
     return next((n for n in numbers if isnan(n)), max(numbers))
