@@ -28,6 +28,8 @@ _INSIDE_NAME = f"{HOOK_NAME}_inside"
 #: the signal's tensor -> residuals to replay, or None to compute
 Decide = Callable[[Tensor], list[Tensor] | None]
 
+PassOn = Callable[[Capturing | Replaying], None]
+
 
 class GatedBody(BodySite):
     """The hooks of a body with a gate.
@@ -67,16 +69,20 @@ class GatedBody(BodySite):
 
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
-        gating = Gating(self.plan, self._copies, self.inside, decide)
+        gating = Gating(self.plan, self._copies, self.inside, decide, self._pass_on)
         result = self._under(gating, run)
         self.heard = gating.heard
         if gating.replaying:
             return result, None, True
         return result, self._taken(gating.capturing), False
 
+    def _pass_on(self, now: Capturing | Replaying) -> None:
+        """The gate is behind us: the blocks that follow need not ask it."""
+        self.now = now
+
     def look(self, run: Run) -> tuple[Any, list[Tensor] | None, Tensor | None]:
         """Run some samples in full and change nothing here: the result, residuals, and what the gate heard."""
-        gating = Gating(self.plan, self._copies, self.inside, lambda heard: None)
+        gating = Gating(self.plan, self._copies, self.inside, lambda heard: None, self._pass_on)
         result = self._under(gating, run)
         with torch.no_grad():
             return result, gating.capturing.residuals(), gating.heard
@@ -120,10 +126,11 @@ class Gating:
         copies: see :class:`Capturing`.
         inside: whether the gate is inside the plan's first block.
         decide: called at the gate.
+        pass_on: called behind it, with what runs from there on.
     """
 
-    def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide) -> None:
-        self.plan, self._inside, self._decide = plan, inside, decide
+    def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide, pass_on: PassOn) -> None:
+        self.plan, self._inside, self._decide, self._pass_on = plan, inside, decide, pass_on
         self.capturing = Capturing(plan, copies)
         self._now: Capturing | Replaying = self.capturing
         self.heard: Tensor | None = None
@@ -167,6 +174,7 @@ class Gating:
         residuals = self._decide(heard)
         if residuals is not None:
             self._now = Replaying(self.plan, residuals)
+        self._pass_on(self._now)
 
     def exit(self, index: int, value: Tensor) -> Tensor:
         return self._now.exit(index, value)
