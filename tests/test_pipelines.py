@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     FluxImg2ImgPipeline,
     Ideogram4Pipeline,
     WanPipeline,
@@ -20,8 +21,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from diffcache import accelerate_pipeline
 from diffcache.zoo.wan import make_tokenizer
 
+from .composing import SITES
 from .denoisers import DENOISERS
-from .models import TEXT, decisions, flux, normal, seeded, wan
+from .models import TEXT, decisions, flux, normal, run_wan, seeded, wan, wan_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +95,8 @@ def repaint(pipe, steps: int, strength: float) -> torch.Tensor:
     ).images
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_a_late_start_by_the_pipelines_own_call(strength):
+@pytest.mark.parametrize(("strength", "site"), [(1.0, "output"), *((0.6, site) for site in SITES)])
+def test_a_late_start_by_the_pipelines_own_call(strength, site):
     pipe = FluxImg2ImgPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=None,
@@ -108,13 +110,24 @@ def test_a_late_start_by_the_pipelines_own_call(strength):
     pipe.image_processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=4)
     pipe.set_progress_bar_config(disable=True)
     bare = repaint(pipe, 15, strength)
-    accelerate_pipeline(pipe, "interval", max_skip=0)
+    accelerate_pipeline(pipe, "interval", site=site, max_skip=0)
     assert torch.equal(repaint(pipe, 15, strength), bare)
-    accelerate_pipeline(pipe, "interval", interval=3)
+    accelerate_pipeline(pipe, "interval", site=site, interval=3)
     assert repaint(pipe, 15, strength).isfinite().all()
     runs = round(15 * strength)
     (letters,) = decisions(pipe)
     assert letters == ("FFF" + "ccF" * 9)[: runs - 1] + "F"  # warm-up and cool-down of the steps that run
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_sampler_of_second_order_by_the_pipelines_own_call(site):
+    """Heun's calls the denoiser twice in every step but the last: each call is a step of the method."""
+    bare, pipe = (wan_pipeline(scheduler=FlowMatchHeunDiscreteScheduler()) for _ in range(2))
+    accelerate_pipeline(pipe, "interval", site=site, max_skip=0)
+    assert torch.equal(run_wan(pipe, 6), run_wan(bare, 6))
+    accelerate_pipeline(pipe, "interval", site=site, interval=3)
+    assert run_wan(pipe, 6).isfinite().all()
+    assert decisions(pipe) == ["FFFccFccFcF"] * 2
 
 
 class TextAtHand(Ideogram4Pipeline):
