@@ -1,6 +1,7 @@
-"""Writes ``docs/compile.md``, how many graphs each class has: ``python -m tests.denoisers.compiling [class ...]``.
+"""Writes ``docs/compile.md``, how many graphs each class has: ``python -m tests.denoisers.compiling WAY [class ...]``.
 
-Without a class it counts all anew (a quarter of an hour), with ``rest`` those that are not on the page.
+``WAY`` is ``whole`` or ``blocks``. Without a class all are counted anew (some ten minutes of one core), with ``rest``
+those that are not on the page.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .running import Outputs, equal
 PATH = Path(__file__).parents[2] / "docs" / "compile.md"
 STEPS = 6  # FFccFF
 PROMPTS = (0, 1)
+WAYS = ("whole", "blocks")
 SITES = ("body", "block", "module")
 #: way of compiling -> sites whose hooks stand around what is compiled: what they add to the bare class's graphs is
 #: counted; for the other sites the class is compiled anew
@@ -38,18 +40,22 @@ _HEAD = """# Graphs of each denoiser of diffusers {version} under `torch.compile
 Written by `python -m tests.denoisers.compiling` from what a tiny random model of each class shows; do not edit.
 
 Counted is how often dynamo hands a graph to the backend in two generations of {steps} steps with two prompts, some of
-the steps predicted: for every recompilation and for every part between two breaks it would do so again. The *whole*
-denoiser is compiled, or its *blocks* are, one by one. The first column of each is the bare class, the next ones the
-same with a method (`interval`) at a site. Compiled results are bit for bit those without compilation, or *wrong*.
+the steps predicted: for every recompilation and for every part between two breaks it would do so again. The column
+*bare* is the class as diffusers has it, the next ones are the same with a method (`interval`) at a site. Compiled
+results are bit for bit those without compilation, or *wrong*.
+
+*Breaks*: where tracing the bare class stops and starts again. *Added*: breaks for reasons that the bare class does not
+have. *Why*: what breaks the bare class, and why it has more than one graph: kinds of blocks, and guards that failed.
+"""
+_TABLE = """
+## {title}
 
 {summary}
 
-*Breaks*: where tracing the bare class stops and starts again. *Added*: breaks for reasons that the bare class does not
-have. *Why*: what breaks the bare class, and the guards by which it, or one of its blocks, has more than one graph.
-
-| class | whole | body | block | module | breaks | added | blocks | body | block | module | breaks | added | why |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| class | bare | body | block | module | breaks | added | why |
+|---|---|---|---|---|---|---|---|
 """
+_TITLES = {"whole": "The whole denoiser compiled", "blocks": "Its blocks compiled, one by one"}
 
 
 class Graphs(list):
@@ -91,7 +97,7 @@ def count(name: str, way: str) -> Count:
     graphs, model = _compiled(name, way)
     right = [] if equal(_run(name, model), _run(name, DENOISERS[name].tiny())) else ["bare"]
     bare, breaks, kinds = len(graphs), sum(counters["graph_break"].values()), set(counters["graph_break"])
-    reasons = tuple(sorted({*map(_breaking, kinds), *_recompiling()}))
+    reasons = (*_kinds(model, way), *sorted({*map(_breaking, kinds), *_recompiling()}))
     sites, added, wrong = {}, set(), right
     for site in AROUND[way]:
         before = len(graphs)
@@ -142,6 +148,12 @@ def _run(name: str, model: nn.Module) -> Outputs:
     return outputs
 
 
+def _kinds(model: nn.Module, way: str) -> list[str]:
+    """Blocks of each class have a graph of their own."""
+    kinds = {type(block) for blocks in find_block_lists(model).values() for block in blocks}
+    return [f"{len(kinds)} classes of blocks"] if way == "blocks" and len(kinds) > 1 else []
+
+
 def _breaking(reason: str) -> str:
     """The title of a break, and what it is about."""
     title, _, rest = reason.partition("\n")
@@ -159,61 +171,67 @@ def _guard(reason: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\b\d{9,}\b", "…", reason.partition("  # ")[0]).replace("|", "/").replace("`", "'")
 
 
-def row(name: str) -> str:
+def row(name: str, way: str) -> str:
     """A class's row, as measured."""
     with warnings.catch_warnings(action="ignore"):
-        whole, blocks = count(name, "whole"), count(name, "blocks")
-    reasons = dict.fromkeys((*whole.reasons, *blocks.reasons))
-    added = dict.fromkeys(f"with a method, {_breaking(reason)}" for each in (whole, blocks) for reason in each.added)
-    return f"| {name} | {' | '.join([*whole.cells(), *blocks.cells(), '; '.join([*reasons, *added])])} |"
+        found = count(name, way)
+    added = (f"with a method, {_breaking(reason)}" for reason in found.added)
+    return f"| {name} | {' | '.join([*found.cells(), '; '.join(dict.fromkeys([*found.reasons, *added]))])} |"
 
 
-def rows(text: str) -> dict[str, str]:
-    """The rows on a page, by class."""
-    lines = (line for line in text.splitlines() if line.startswith("| "))
-    return {name: line for line in lines if (name := line.split(" | ")[0].removeprefix("| ")) in DENOISERS}
+Rows = dict[str, dict[str, str]]
 
 
-def cells(line: str) -> tuple[list[str], list[str]]:
-    """What a row counts for the whole denoiser, and for its blocks: as in :meth:`Count.cells`."""
-    found = [cell.strip() for cell in line.split(" | ")]
-    width = len(SITES) + 3
-    return found[1 : 1 + width], found[1 + width : 1 + 2 * width]
+def rows(text: str) -> Rows:
+    """The rows on a page, by way of compiling and class."""
+    found: Rows = {}
+    for way in WAYS:
+        lines = text.partition(f"## {_TITLES[way]}\n")[2].partition("\n## ")[0].splitlines()
+        named = ((line.split(" | ")[0].removeprefix("| "), line) for line in lines)
+        found[way] = {name: line for name, line in named if name in DENOISERS}
+    return found
 
 
-def page(rows: Mapping[str, str]) -> str:
+def cells(line: str) -> list[str]:
+    """What a row counts: as in :meth:`Count.cells`."""
+    return [cell.strip() for cell in line.split(" | ")][1 : len(SITES) + 4]
+
+
+def page(rows: Rows) -> str:
     """The page with these rows."""
-    head = _HEAD.format(version=diffusers.__version__, steps=STEPS, summary=_summary(list(rows.values())))
-    return head + "\n".join([*(rows[name] for name in sorted(rows)), ""])
+    parts = [_HEAD.format(version=diffusers.__version__, steps=STEPS)]
+    for way in WAYS:
+        parts.append(_TABLE.format(title=_TITLES[way], summary=_summary(list(rows[way].values()))))
+        parts += [f"{rows[way][name]}\n" for name in sorted(rows[way])]
+    return "".join(parts)
 
 
 def _summary(lines: list[str]) -> str:
-    whole, blocks = zip(*map(cells, lines), strict=True)
-    two = sum(way[: 1 + len(SITES)] == ["1", *["2"] * len(SITES)] for way in whole)
-    unbroken = sum(not way[-2] for way in blocks)
-    more = sum(way[0] != "1" for way in whole)
-    added = sum(bool(way[-1]) for way in (*whole, *blocks))
+    found = [cells(line) for line in lines]
+    once = sum(way[0] == "1" for way in found)
+    twice = sum(max(map(int, way[1 : 1 + len(SITES)])) <= 2 * int(way[0]) for way in found)
+    breaks, added = sum(bool(way[-2]) for way in found), sum(bool(way[-1]) for way in found)
     missing = len(DENOISERS) - len(lines)
     return (
-        f"Of {len(lines)} classes {two} are one graph bare, and two with a method at every site: one that computes and "
-        f"one that reuses.\n{more} have more than one bare; a method at most doubles them. Blocks of {unbroken} "
-        f"classes are traced without a break.\nMethods add a break to {added or 'no class'}."
-        + (f" {missing} classes are not counted yet: `python -m tests.denoisers.compiling rest`." if missing else "")
+        f"Of {len(lines)} classes {once} have one graph bare, and {breaks or 'none'} break when bare. With a method at any "
+        f"site {twice} have at most two graphs\nfor one of the bare class, one that computes and one that reuses; methods "
+        f"add a break to {added or 'none'}." + (f"\n{missing} classes are not counted yet." if missing else "")
     )
 
 
-def write(names: Iterable[str], measured: Callable[[str], str] = row) -> None:
+def write(way: str, names: Iterable[str], measured: Callable[[str, str], str] = row) -> None:
     """Measure these classes anew; the page is written after each, so that what was measured is not lost."""
-    found = rows(PATH.read_text()) if PATH.exists() else {}
     gc.freeze()  # tracing makes many objects: what has been imported by now need not be looked through each time
     for name in names:
-        found[name] = measured(name)
+        line = measured(name, way)
+        found = rows(PATH.read_text() if PATH.exists() else "")
+        found[way][name] = line
         PATH.write_text(page(found))
-        print(found[name], flush=True)
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:] or sorted(DENOISERS)
+    way, *asked = sys.argv[1:]
     if asked == ["rest"]:
-        asked = [name for name in sorted(DENOISERS) if name not in rows(PATH.read_text())]
-    write(asked)
+        asked = [name for name in sorted(DENOISERS) if name not in rows(PATH.read_text())[way]]
+    write(way, asked or sorted(DENOISERS))

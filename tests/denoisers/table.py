@@ -46,7 +46,8 @@ runs norms, modulation and gates, and what the last column names.
 
 `CosmosTransformer3DModel` is tested without its padding mask, which needs torchvision.
 
-How partial steps run on each class: [packing.md](packing.md). Its graphs under `torch.compile`: [compile.md](compile.md).
+How partial steps run on each class: [packing.md](packing.md). Its graphs under `torch.compile`:
+[compile.md](compile.md).
 
 | class | {columns} | runs at a predicted step of `body` | of `module` |
 |---|{rules}|---|---|
