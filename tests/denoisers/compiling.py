@@ -213,9 +213,9 @@ def _summary(lines: list[str]) -> str:
     breaks, added = sum(bool(way[-2]) for way in found), sum(bool(way[-1]) for way in found)
     missing = len(DENOISERS) - len(lines)
     return (
-        f"Of {len(lines)} classes {once} have one graph bare, and {breaks or 'none'} break when bare. With a method at any "
-        f"site {twice} have at most two graphs\nfor one of the bare class, one that computes and one that reuses; methods "
-        f"add a break to {added or 'none'}." + (f"\n{missing} classes are not counted yet." if missing else "")
+        f"Of {len(lines)} classes {once} have one graph bare, and {breaks or 'none'} break when bare. With a method at "
+        f"any site {twice} have at most two graphs for\none of the bare class, one that computes and one that reuses; "
+        f"methods add a break to {added or 'none'}." + (f"\n{missing} classes are not counted yet." if missing else "")
     )
 
 
