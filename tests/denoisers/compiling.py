@@ -37,7 +37,8 @@ AROUND = {"whole": (), "blocks": ("body", "block")}
 
 _HEAD = """# Graphs of each denoiser of diffusers {version} under `torch.compile`
 
-Written by `python -m tests.denoisers.compiling whole` (and `blocks`) from what a tiny random model of each class shows; do not edit.
+Written by `python -m tests.denoisers.compiling whole` (and `blocks`) from what a tiny random model of each class
+shows; do not edit.
 
 Counted is how often dynamo hands a graph to the backend in two generations of {steps} steps with two prompts, some of
 the steps predicted: for every recompilation and for every part between two breaks it would do so again. The column
