@@ -83,6 +83,17 @@ def unsettle(model: nn.Module) -> None:
             detach(module, _INNER)
 
 
+def foreign_hooks(module: nn.Module) -> bool:
+    """Whether anybody but us stands between a module's call and its class's forward."""
+    registry, own = module.__dict__.get("_diffusers_hook"), module.__dict__.get("forward")
+    if registry is None or not registry.hooks:
+        return own is not None
+    if "_old_forward" in module.__dict__ or len(_names(module)) < len(registry.hooks):
+        return True
+    first = registry._fn_refs[0]
+    return getattr(first.original_forward or first.forward, "__func__", None) is not type(module).forward
+
+
 def _inner_place(module: nn.Module) -> Around:
     return around(module, _INNER) or Around(module, module, ModelHook(), _INNER)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attending import Attending, Attention
+from .attention_lessons import form_of, prove
 from .outputs import flatten
+from .part_calls import Scene, Watching
 from .selection import Place, Unfit, marked, sized
 from .streams import named_tensors
 from .token_passes import UNREACHED, Call, Forward, Lesson, Memory, PartialPass, TokenPass, result_place
@@ -78,14 +81,21 @@ class LearningPass(TokenPass):
 class ProvingPass(PartialPass):
     """A partial pass on the arguments of a full one: what it computes must be what is held.
 
+    Attentions are watched: what their parts are is written down where these, run one by one, give the same.
+
+    Args:
+        args: as of a partial pass.
+        modules: of units and feeders, by name.
+
     Attributes:
         errors: of each call, its relative error, on the device.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, modules: Mapping[str, nn.Module]) -> None:
         super().__init__(*args)
         self.errors: dict[Call, Tensor] = {}
-        self._call: Call | None = None
+        self._modules, self._call = modules, None
+        self._watching: Watching | None = None
 
     def unit(self, call: Call, layer: int, kind: str, feeds: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
         self._call = call
@@ -98,6 +108,44 @@ class ProvingPass(PartialPass):
             told = "" if isinstance(error, Unfit) else "it does not run on rows alone: "
             self.lessons[call].whole = told + str(error).splitlines()[0]
             return self._in_full(call, feeds, forward, args, kwargs)
+
+    # -- attentions ------------------------------------------------------------------------------------------------
+
+    def _on_rows(
+        self, lesson: Lesson, held: Memory, count: int, forward: Forward, args: Any, kwargs: Any, packed: int = 0
+    ) -> Any:
+        if not lesson.mixes:
+            return super()._on_rows(lesson, held, count, forward, args, kwargs, packed)
+        lesson.form, lesson.unformed = None, "not learned"
+        name = self._call[0]
+        with Watching(self._modules[name]) as watching:
+            self._watching = watching
+            result = super()._on_rows(lesson, held, count, forward, args, kwargs, packed)
+        tensors, template = flatten((args, kwargs))
+        chosen = self._chosen(lesson, tensors, count, packed)
+        scene = Scene(name, self._modules[name], watching, chosen, template, lesson.inputs, flatten(result)[0])
+        try:
+            if len(lesson.keys) > 1:
+                raise Unfit("it attends more than once")
+            lesson.form = form_of(scene)
+            prove(self._by_parts(lesson, held, count, tensors), scene.results)
+            lesson.unformed = None
+        except (Unfit, RuntimeError, ValueError, IndexError, AttributeError) as error:
+            lesson.form, lesson.unformed = None, str(error).splitlines()[0]
+        return result
+
+    def _attend(self, attended: Any, place: Place, attention: Attention, count: int) -> Tensor:
+        mixed = super()._attend(attended, place, attention, count)
+        self._watching.attend(attention, mixed)
+        return mixed
+
+    def _by_parts(self, lesson: Lesson, held: Memory, count: int, tensors: list[Tensor]) -> list[Tensor]:
+        """A form's results for the rows; keys and values go to copies of what is held."""
+        copies = {number: (k.clone(), v.clone(), mask) for number, (k, v, mask) in held.attended.items()}
+        result = self._in_parts(lesson, replace(held, attended=copies), count, tensors, 0)
+        return flatten(result)[0]
+
+    # -- proofs ----------------------------------------------------------------------------------------------------
 
     def _merge(self, lesson: Lesson, held: Memory, rows: list[Tensor], count: int) -> Any:
         errors = []

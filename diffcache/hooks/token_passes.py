@@ -4,7 +4,8 @@ A unit is an attention or feed-forward module. For a partial call the rows of it
 tokens are gathered, the module runs on these, and its results are written to their places among the last results of the
 others: what the block then gates and adds is complete, under the gate of now. In an attention the chosen queries meet
 the keys and values of all tokens: those of the others are the ones that were computed last (variant ii of cached-KV
-attention, after norm and rotary positions, so that nothing is computed again for them).
+attention, after norm and rotary positions, so that nothing is computed again for them). Where an attention's parts are
+known, they are run one by one with kernel P between them (:mod:`.fused_attention`); else the module itself runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ..kernels import project_epilogue
 from .attending import Attending, Attention
+from .attention_form import AttentionForm
+from .fused_attention import FusedAttention, Tables
 from .outputs import Template, flatten, owned
 from .selection import Place, Selection, Unfit
 from .streams import named_tensors, version
@@ -39,12 +42,21 @@ class Lesson:
         keys: of each attention inside, where they are among its keys; None where the keys are others (text).
         results: of each tensor that it returns, where they are; None where it has none. Of a unit that is proved.
         whole: why it cannot run on some rows, or None.
+        form: of an attention among the tokens, its parts, where these are known.
+        unformed: why they are not, or None.
     """
 
     inputs: list[Place | None] = field(default_factory=list)
     keys: list[Place | None] = field(default_factory=list)
     results: list[Place | None] = field(default_factory=list)
     whole: str | None = None
+    form: AttentionForm | None = None
+    unformed: str | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its tokens meet each other in an attention."""
+        return any(place is not None for place in self.keys)
 
 
 @dataclass
@@ -173,6 +185,11 @@ class PartialPass(TokenPass):
     Args:
         select: called once with the hidden stream where it enters.
         count: (name, layer, kind) -> how many tokens a unit computes.
+
+    Attributes:
+        rows, all_rows: rows that were computed, and rows that a full pass computes.
+        unformed: how many attentions among the tokens ran as they are written, by reason.
+        around: (name of a unit or feeder, what runs its parts) -> what is called instead, or None.
     """
 
     def __init__(
@@ -186,8 +203,10 @@ class PartialPass(TokenPass):
         super().__init__(memories, lessons)
         self._start, self._select, self._count = start, select, count
         self.selection: Selection | None = None
-        #: rows that were computed, and rows that a full pass computes
         self.rows, self.all_rows = 0, 0
+        self.unformed: Counter[str] = Counter()
+        self.around: Callable[[str, Forward], Forward] | None = None
+        self._tables: Tables = {}
 
     def entry(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         if block is self._start and self.selection is None:
@@ -216,11 +235,12 @@ class PartialPass(TokenPass):
         self, lesson: Lesson, held: Memory, count: int, forward: Forward, args: Any, kwargs: Any, packed: int = 0
     ) -> Any:
         tensors, template = flatten((args, kwargs))
-        chosen = [
-            tensor if place is None else self.selection.take(tensor, place, count, packed)
-            for place, tensor in zip(lesson.inputs, tensors, strict=True)
-        ]
-        args, kwargs = template.rebuild(chosen)
+        if lesson.mixes:
+            why = lesson.unformed or "not learned" if lesson.form is None else lesson.form.changed(template)
+            if why is None:
+                return self._in_parts(lesson, held, count, tensors, packed)
+            self.unformed[why] += 1
+        args, kwargs = template.rebuild(self._chosen(lesson, tensors, count, packed))
 
         def attend(number: int, attention: Attention) -> Tensor:
             place = lesson.keys[number]
@@ -231,15 +251,39 @@ class PartialPass(TokenPass):
         with Attending(attend):
             return forward(*args, **kwargs)
 
+    def _chosen(self, lesson: Lesson, tensors: list[Tensor], count: int, packed: int) -> list[Tensor]:
+        """A unit's arguments with the rows of ``count`` tokens."""
+        return [
+            tensor if place is None else self.selection.take(tensor, place, count, packed)
+            for place, tensor in zip(lesson.inputs, tensors, strict=True)
+        ]
+
+    def _in_parts(self, lesson: Lesson, held: Memory, count: int, tensors: list[Tensor], packed: int) -> Any:
+        """An attention part by part, the same as the module's own forward."""
+        number, place = next((n, place) for n, place in enumerate(lesson.keys) if place is not None)
+        key, value, mask = held.attended[number]
+
+        def meet(query: Tensor) -> Tensor:
+            return Attention(query, key, value, self._masked(mask, place, count), lesson.form.rest).run()
+
+        run: Forward = FusedAttention(lesson.form, lesson.inputs, self.selection, count, packed, self._tables)
+        if self.around is not None:
+            run = self.around(lesson.form.name, run)
+        return held.template.rebuild(run(tensors, key, value, meet))
+
     def _attend(
         self, attended: tuple[Tensor, Tensor, Tensor | None], place: Place, attention: Attention, count: int
     ) -> Tensor:
         """The chosen queries over the keys of all tokens, the chosen ones' renewed in their places."""
         key, value, mask = attended
         self._renew(key, value, place, attention, count)
-        if mask is not None and mask.shape[-2] == place.length:  # another one for every query
-            mask = mask.index_select(-2, self.selection.rows(count, place.offset, place.length))
-        return attention.over(key, value, mask).run()
+        return attention.over(key, value, self._masked(mask, place, count)).run()
+
+    def _masked(self, mask: Tensor | None, place: Place, count: int) -> Tensor | None:
+        """The chosen queries' part of a mask that is another one for every query."""
+        if mask is None or mask.shape[-2] != place.length:
+            return mask
+        return mask.index_select(-2, self.selection.rows(count, place.offset, place.length))
 
     def _renew(self, key: Tensor, value: Tensor, place: Place, attention: Attention, count: int) -> None:
         """Computed keys and values to their places among those of all tokens: kernel P, or one by one."""

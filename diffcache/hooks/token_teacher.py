@@ -85,6 +85,8 @@ class Teacher:
         within: Callable[[TokenPass, Run], Any],
     ) -> None:
         self._model, self._units, self._lists, self._within = model, units, lists, within
+        self._modules = {unit.name: unit.module for unit in units}
+        self._modules |= {feeder_name(unit, i): part for unit in units for i, part in enumerate(unit.feeders)}
 
     def learn(self, run: Run, full: FullPass, result: Any) -> Known:
         """Find out where the tokens are, and prove it on the step that was just computed.
@@ -145,7 +147,8 @@ class Teacher:
     ) -> Mapping[Call, Tensor]:
         """Errors of each unit on some rows of the step that was just computed."""
         order, count = _trial(stream.shape[1], stream.device)
-        proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
+        given = memories, lessons, start, lambda stream: order, lambda *unit: count
+        proof = ProvingPass(*given, modules=self._modules)
         self._join(lessons)
         try:
             self._within(proof, run)
@@ -154,7 +157,7 @@ class Teacher:
             for unit in self._units:
                 for lesson in chain(*self._groups(lessons, unit)) if unit.feeders else ():
                     lesson.whole = lesson.whole or f"what feeds it does not run on rows alone: {_first_line(error)}"
-            proof = ProvingPass(memories, lessons, start, lambda stream: order, lambda *unit: count)
+            proof = ProvingPass(*given, modules=self._modules)
             self._within(proof, run)
         return proof.errors
 

@@ -123,12 +123,14 @@ class TokenSite(Site):
         known = self._lessons[form]
         select = partial(cache.select, least=min(self._counts(cache, moment), default=0))
         now = known.partial(cache.memories, select, self._counter(cache, moment), self.packs)
+        now.around = self.around
         try:
             with torch.no_grad(), counting() as fallbacks:
                 result = self._within(now, run)
                 now.end()
             cache.slow.update(fallbacks)
             cache.slow.update({("gather_norm", reason): count for reason, count in now.unfused.items()})
+            cache.slow.update({("project_epilogue", reason): count for reason, count in now.unformed.items()})
         except Broken as error:
             # What ran is not to be trusted: this step is computed in full, and the next ones module by module.
             self._lessons[form] = replace(known, blocks={}, unpacked=str(error))
@@ -197,6 +199,12 @@ class TokenSite(Site):
         """Blocks on packed rows whose norms are their own, and why."""
         blocks = (item for known in self._lessons.values() for item in known.blocks.items())
         return {name: block.unfused for (name, _), block in blocks if block.unfused and not block.whole}
+
+    @property
+    def unformed(self) -> dict[str, str | None]:
+        """Attentions among the tokens: why they run as they are written; None where kernel P is between their parts."""
+        lessons = (item for known in self._lessons.values() for item in known.units.items())
+        return {name: lesson.unformed for (name, _), lesson in lessons if lesson.mixes and not lesson.whole}
 
     @property
     def ways(self) -> dict[str, tuple[str, str | None]]:

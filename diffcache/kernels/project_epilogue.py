@@ -17,17 +17,16 @@ NORMS = {None: 0, "rms": 1, "layer": 2}
 @kernel(
     "(Tensor? q, Tensor? k, Tensor? v, Tensor? index, Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor? q_weight,"
     " Tensor? k_weight, Tensor? q_norm_bias, Tensor? k_norm_bias, Tensor? cos, Tensor? sin, Tensor(a!)? q_out,"
-    " Tensor(b!)? k_cache, Tensor(c!)? v_cache, float eps, int norm, bool across_heads, bool interleaved)"
+    " Tensor(b!)? k_cache, Tensor(c!)? v_cache, float eps, int norm, bool across_heads, bool interleaved,"
+    " bool packed)"
 )
 def _project_epilogue(
     q, k, v, index, q_bias, k_bias, v_bias, q_weight, k_weight, q_norm_bias, k_norm_bias, cos, sin, q_out, k_cache,
-    v_cache, eps, norm, across_heads, interleaved,
+    v_cache, eps, norm, across_heads, interleaved, packed,
 ) -> None:  # fmt: skip
-    turn = (
-        None
-        if cos is None
-        else [_widened(take(t, index), (q if k is None else k).shape[-1], interleaved) for t in (cos, sin)]
-    )
+    turn, width = None, (q if k is None else k).shape[-1]
+    if cos is not None:
+        turn = [_widened(t if packed else take(t, index), width, interleaved) for t in (cos, sin)]
 
     def finished(rows: Tensor, bias: Tensor | None, weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
         rows = _biased(rows, bias)
@@ -83,6 +82,7 @@ def project_epilogue(
     eps: float = 1e-6,
     rope: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = True,
+    packed: bool = False,
     q_out: Tensor | None = None,
 ) -> Tensor | None:
     """Finish the projections of k rows: ``+ bias``, norm, RoPE; q packed, K and V at their tokens in the cache.
@@ -103,6 +103,7 @@ def project_epilogue(
         across_heads: whether one norm spans all heads of a row, as in Wan, or each head has its own.
         rope: cosine and sine of every token, ``[N, d]`` or ``[N, d / 2]``, or with a leading batch axis; rows are
             taken by ``index``. None: no RoPE.
+        packed: whether ``rope`` holds the angles of the k rows alone, in their order.
         interleaved: whether elements 2i and 2i + 1 are a pair (FLUX, Wan), or i and i + d / 2.
         q_out: ``[B, k, H, d]`` to write to, any strides of the first three axes, none of the inputs' memory.
 
@@ -118,6 +119,8 @@ def project_epilogue(
     cos, sin = (None, None) if rope is None else (_table(t, rows, interleaved) for t in rope)
     size = k_cache.shape[1] if k is not None else rows.shape[1] if cos is None else cos.shape[1]
     index = batched("index", index, len(rows), size)
+    if packed and cos is not None and cos.shape[1] != rows.shape[1]:
+        raise ConfigError(f"rope: {cos.shape[1]} packed rows of angles for {rows.shape[1]} rows")
     if (rows.shape[1] if index is None else index.shape[1]) != rows.shape[1]:
         raise ConfigError(f"index: {index.shape[1]} tokens for {rows.shape[1]} rows")
     if index is None:  # the first rows
@@ -126,7 +129,7 @@ def project_epilogue(
     if rows.shape[1]:
         _project_epilogue(
             q, k, v, index, *biases, *norm_weights, *norm_biases, cos, sin, q_out, k_cache, v_cache, eps, NORMS[norm],
-            across_heads, interleaved,
+            across_heads, interleaved, packed,
         )  # fmt: skip
     return q_out
 

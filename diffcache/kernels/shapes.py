@@ -74,7 +74,7 @@ def arguments(shape: Shape, kept: int, dtype, device: str = "meta") -> dict[str,
         "scatter_gather_norm": (*update, new(1, kept, kind=torch.int32), None, *norm),
         "project_epilogue": (
             *heads[:3], index, *biases, *affine, None, None, *angles, heads[3], *cached, 1e-6,
-            {None: 0, "rms": 1, "layer": 2}[shape.norm], shape.across_heads, True,
+            {None: 0, "rms": 1, "layer": 2}[shape.norm], shape.across_heads, True, False,
         ),
         "predict_heterogeneous": (
             [new(*shape.output) for _ in range(3)], new(*group, kind=torch.uint8), new(*shape.output), rules,

@@ -19,17 +19,19 @@ Q, K, V, Q_OUT, K_CACHE, V_CACHE = 0, 1, 2, 13, 14, 15
 SLACK = 1e-5
 
 
-def setup(dtype, norm, across, interleaved, rope="d", heads=(3, 2), k=5, n=11, d=24, biases=True, shared=False):
+def setup(
+    dtype, norm, across, interleaved, rope="d", heads=(3, 2), k=5, n=11, d=24, biases=True, shared=False, packed=False
+):
     """Arguments of the operator: grouped queries, K cached among n tokens."""
     q, key, v = (randn(2, k, h, d, dtype=dtype, seed=s) for s, h in enumerate((heads[0], heads[1], heads[1])))
     index = chosen(1 if shared else 2, n, k)
     bias = [randn(h * d, dtype=dtype, seed=4) if biases else None for h in (heads[0], heads[1], heads[1])]
     weight = [randn(h * d if across else d, dtype=dtype, seed=5) if norm else None for h in heads]
     norm_bias = [randn(h * d if across else d, dtype=dtype, seed=6) if norm == "layer" else None for h in heads]
-    angles = randn(1, n, {"d": d, "d/2": d // 2, None: 1}[rope], seed=7)
+    angles = randn(1, k if packed else n, {"d": d, "d/2": d // 2, None: 1}[rope], seed=7)
     tables = [None, None] if rope is None else [angles.cos(), angles.sin()]
     caches = [randn(2, n, heads[1], d, dtype=dtype, seed=s) for s in (8, 9)]
-    numbers = (1e-6, NORMS[norm], across, interleaved)
+    numbers = (1e-6, NORMS[norm], across, interleaved, packed)
     return (q, key, v, index, *bias, *weight, *norm_bias, *tables, torch.zeros_like(q), *caches, *numbers)
 
 
@@ -54,6 +56,18 @@ def test_equals_the_reference(dtype, norm, across, interleaved):
 @pytest.mark.parametrize("rope", ["d", "d/2", None])
 def test_tables_and_layouts(rope, interleaved):
     expect(setup(torch.float32, "rms", False, interleaved, rope, shared=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_angles_of_the_rows_alone(shared):
+    args = setup(torch.float32, "rms", False, True, shared=shared, packed=True)
+    guarded, index = expect(args), args[3]
+    wide = list(setup(torch.float32, "rms", False, True, shared=shared))
+    for place in (11, 12):  # the same angles where the rows stand among all tokens
+        table = torch.zeros(2, 11, 24)
+        wide[place] = table.scatter(1, index.expand(2, -1)[..., None].expand(-1, -1, 24), args[place].expand(2, -1, -1))
+    for place, other in enumerate(expect(wide)):
+        assert place not in (Q_OUT, K_CACHE) or torch.equal(other.view, guarded[place].view)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

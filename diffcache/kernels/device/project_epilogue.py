@@ -83,15 +83,16 @@ def project_epilogue(
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, index_b, cos_b, cos_n, sin_b, sin_n,
     q_out_b, q_out_r, q_out_h, k_cache_b, k_cache_n, k_cache_h, v_cache_b, v_cache_n, v_cache_h,
     q_heads, heads, width, eps,
-    NORM: tl.constexpr, ACROSS: tl.constexpr, INTERLEAVED: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    NORM: tl.constexpr, ACROSS: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr, FULL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     r, first, part = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2)
     parts = (0 if q is None else 1) + (0 if k is None else 2)
     b = part // parts
     which = part % parts + (1 if q is None else 0)
     n = r if index is None else tl.load(index + b.to(tl.int64) * index_b + r)
-    cosines, sines = at(cos, b, n, cos_b, cos_n), at(sin, b, n, sin_b, sin_n)
+    a = r if PACKED else n
+    cosines, sines = at(cos, b, a, cos_b, cos_n), at(sin, b, a, sin_b, sin_n)
     if q is not None:  # noqa: SIM102 (one is known when compiled, the other when run)
         if which == 0:
             finish(
@@ -119,7 +120,7 @@ TUNED = tuned(project_epilogue)
 
 def plan(
     q, k, v, index, q_bias, k_bias, v_bias, q_weight, k_weight, q_norm_bias, k_norm_bias, cos, sin, q_out, k_cache,
-    v_cache, eps, norm, across_heads, interleaved,
+    v_cache, eps, norm, across_heads, interleaved, packed,
 ) -> Launch:  # fmt: skip
     batch, count, heads, width = (q if k is None else k).shape
     most = max(heads, 0 if q is None else q.shape[2])
@@ -138,7 +139,8 @@ def plan(
     rows = block(most) if across_heads and norm else min(block(most), max(1, TILE // size))
     args.update(
         q_heads=0 if q is None else q.shape[2], heads=heads, width=width, eps=eps, NORM=norm,
-        ACROSS=across_heads and bool(norm), INTERLEAVED=interleaved, FULL=cos is not None and cos.shape[-1] == width,
+        ACROSS=across_heads and bool(norm), INTERLEAVED=interleaved, PACKED=packed,
+        FULL=cos is not None and cos.shape[-1] == width,
         ROWS=rows, BLOCK=size,
     )  # fmt: skip
     parts = (q is not None) + 2 * (k is not None)
@@ -147,7 +149,7 @@ def plan(
 
 def refuses(q, k, *rest) -> str | None:
     """One norm over more heads than a program holds."""
-    *_, norm, across_heads, _ = rest
+    *_, norm, across_heads, _, _ = rest
     most = max(t.shape[2] for t in (q, k) if t is not None)
     wide = block(most) * block((q if k is None else k).shape[3])
     return f"rows wider than {WIDEST}" if norm and across_heads and wide > WIDEST else None
