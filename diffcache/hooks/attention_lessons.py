@@ -1,4 +1,4 @@
-"""Whether an attention can be run part by part, with kernel P between its products: found out while its rows are proved.
+"""Whether an attention can be run part by part, with kernel P between its products: found out as its rows are proved.
 
 The module runs once on some rows, and its parts are watched. Nothing of its class is known: what a projection is, which
 norm and which rotary form stand behind it, and what becomes of the attention's result is read off the tensors that its
