@@ -30,10 +30,12 @@ shows; do not edit. What the columns mean: [partial.md](partial.md).
 | modules | whose modules run on rows one by one: {apart} classes |
 
 A class may have blocks of several kinds. *Whole*: attention and feed-forward modules that mix tokens, or that no token
-reaches (text), and are computed in full.
+reaches (text), and are computed in full. *Parts*: attentions among the tokens that are run part by part with kernel P
+(bias, norm and rotary positions of queries and keys, keys and values to their places) between the products, of all such
+attentions: all of them in {formed} classes; the others run as they are written.
 
-| class | kernels | rows | modules | whole | why not kernels |
-|---|---|---|---|---|---|
+| class | kernels | rows | modules | whole | parts | why not kernels | why not parts |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -47,7 +49,7 @@ def row(name: str) -> str:
             run(name, steps=1)
         return _row(name, hook.site)
     except UnsupportedModelError as error:
-        return f"| {name} |  |  |  |  | refused: {_short(str(error))} |"
+        return f"| {name} |  |  |  |  |  | refused: {_short(str(error))} |  |"
     finally:
         restore(model_of(name))
 
@@ -56,7 +58,10 @@ def _row(name: str, site: TokenSite) -> str:
     counts = Counter(way for way, _ in site.ways.values())
     cells = [str(n or "") for n in (*(counts[way] for way in WAYS), len(site.whole))]
     reasons = sorted({_short(why) for _, why in site.ways.values() if why})
-    return f"| {name} | {' | '.join(cells)} | {'; '.join(reasons)} |"
+    unformed = [why for why in site.unformed.values() if why]
+    cells.append(f"{len(site.unformed) - len(unformed)} of {len(site.unformed)}" if site.unformed else "")
+    cells += ["; ".join(reasons), "; ".join(sorted({_short(why) for why in unformed}))]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _short(reason: str) -> str:
@@ -70,9 +75,15 @@ def page(rows: Mapping[str, str]) -> str:
     """The page with these rows."""
     cells = [line.split(" | ") for line in rows.values()]
     fused, packed, apart = (sum(bool(line[i].strip()) for line in cells) for i in (1, 2, 3))
-    return _HEAD.format(version=diffusers.__version__, fused=fused, packed=packed, apart=apart) + "\n".join(
-        [*rows.values(), ""]
-    )
+    formed = sum(_all_of(line[5]) for line in cells)
+    head = _HEAD.format(version=diffusers.__version__, fused=fused, packed=packed, apart=apart, formed=formed)
+    return head + "\n".join([*rows.values(), ""])
+
+
+def _all_of(cell: str) -> bool:
+    """Whether a cell says that all were."""
+    some, of, all_of_them = cell.partition(" of ")
+    return bool(of) and some.strip() == all_of_them.strip()
 
 
 if __name__ == "__main__":
