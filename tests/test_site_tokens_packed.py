@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache import UnsupportedModelError, accelerate_model, denoising
@@ -13,8 +13,9 @@ from diffcache.hooks.steady import Giving, Noting
 from diffcache.kernels import checked, counting
 from diffcache.kernels.dispatch import Kernel
 
+from .denoisers import DENOISERS
 from .denoisers.running import bare, model_of, run
-from .models import decisions, dit, normal
+from .models import decisions, dit, normal, randomise, seeded
 from .test_site_tokens import CLASSES, put_on, site_of, table
 
 
@@ -97,6 +98,28 @@ def test_norms_of_every_family_are_the_kernels_own(name):
     assert kinds & {"layer", "rms"}
     eps = {s.eps for b in known.blocks.values() for of in b.sources.values() for s in of if s and s.kind == "layer"}
     assert eps <= {1e-5, 1e-6}
+
+
+def test_two_attentions_on_one_stream_are_normed_by_kernels():
+    """SD3.5: what the second one gets is a norm of the stream as it was in front of the first one."""
+    outputs, trajectory = [], DENOISERS["SD3Transformer2DModel"].trajectory()
+    for packs in (True, False):
+        with seeded(0):
+            model = SD3Transformer2DModel(
+                sample_size=16, in_channels=4, out_channels=4, num_layers=3, pooled_projection_dim=16,
+                pos_embed_max_size=16, caption_projection_dim=36, joint_attention_dim=16, attention_head_dim=18,
+                num_attention_heads=2, dual_attention_layers=(0, 1), qk_norm="rms_norm",
+            )  # fmt: skip
+        put_on(randomise(model), table(3))
+        site = site_of(model)
+        site.packs = packs
+        with torch.no_grad(), denoising(model, 5):
+            outputs.append([model(**trajectory(1.0 - step / 5)).sample for step in range(5)])
+        if packs:
+            assert site.ways == {f"transformer_blocks.{i}": ("kernels", None) for i in range(3)}
+            assert {"transformer_blocks.0.attn", "transformer_blocks.0.attn2"} <= site.unformed.keys()
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -69,13 +69,17 @@ def signs(like: Tensor) -> Tensor:
 
 @dataclass
 class Within:
-    """One run of a block on its way: what it was given, what it showed, and rows that were made for its units."""
+    """One run of a block on its way: what it was given, what it showed, and rows that were made for its units.
+
+    Those in ``ahead``, by unit and number of the argument, were made in front of an earlier unit.
+    """
 
     lesson: BlockLesson
     stream: Stream
     tensors: list[Tensor]
     look: Look
     made: dict[int, tuple[Tensor, Tensor, int]]
+    ahead: dict[tuple[Call, int], tuple[Tensor, int]] = field(default_factory=dict)
 
 
 class FusedPass(PackedPass):
@@ -171,6 +175,7 @@ class FusedPass(PackedPass):
         self._note(count, self.selection.tokens)
         tensors, template = flatten((args, kwargs))
         given = self._inputs(now, call, lesson, tensors, count)
+        self._make_ahead(now, call)
         fresh: dict[int, Tensor] = {}
         if count > 0:
             result = self._on_rows(lesson, held, count, forward, *template.rebuild(given))
@@ -188,8 +193,15 @@ class FusedPass(PackedPass):
         for index, (tensor, place, source) in enumerate(zip(tensors, lesson.inputs, sources, strict=True)):
             if source is None or source.kind == "fed":
                 continue
+            if source.kind == "argument":  # the unit takes its rows
+                given[index] = now.tensors[source.number]
+                continue
+            if source.ahead is not None:
+                made, most = now.ahead.get((call, index), (tensor, 0))
+                given[index] = self.selection.take(made, place, count, most) if count else tensor
+                continue
             if id(tensor) not in now.made:
-                most = max(self._count(name, layer, kind) for (name, _), layer, kind in source.readers)
+                most = self._most(source)
                 if most == 0:
                     continue
                 there = now.look.tensors_of(call)[index]
@@ -199,6 +211,19 @@ class FusedPass(PackedPass):
             given[index] = self.selection.take(made, place, count, most) if count else tensor
         return given
 
+    def _make_ahead(self, now: Within, call: Call) -> None:
+        """What later units get of the stream as it is in front of this one."""
+        for later, sources in now.lesson.sources.items():
+            for index, source in enumerate(sources):
+                most = self._most(source) if source is not None and source.ahead == call else 0
+                if most:
+                    there, place = now.look.tensors_of(later)[index], self.lessons[later].inputs[index]
+                    now.ahead[later, index] = self._made(now, source, there, place, most, there), most
+
+    def _most(self, source: Source) -> int:
+        """Of how many tokens rows are wanted."""
+        return max(self._count(name, layer, kind) for (name, _), layer, kind in source.readers)
+
     def _made(self, now: Within, source: Source, tensor: Tensor, place: Place, count: int, there: Tensor) -> Tensor:
         """The first ``count`` tokens' rows of an argument, among text that is real.
 
@@ -206,8 +231,6 @@ class FusedPass(PackedPass):
             tensor: the argument as the block gave it.
             there: and when it was looked at.
         """
-        if source.kind == "argument":
-            return self.selection.take(now.tensors[source.number], now.lesson.inputs[source.number], count)
         others = place.length - self.selection.tokens
         rows = tensor.new_empty((tensor.shape[0], others + count, tensor.shape[2]))
         if others:

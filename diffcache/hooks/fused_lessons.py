@@ -1,7 +1,8 @@
 """Whether a block's norms can be left to kernels: found out on the first computed step, with all of its tokens.
 
-A unit's argument that has the tokens in it has to be a norm of the stream as it is then, scaled and shifted alike for
-all tokens of a sample; or the stream itself; or an argument of the block; or made by modules that only the unit reads.
+A unit's argument that has the tokens in it has to be a norm of the stream as it is then, or as it was in front of an
+earlier unit of the block (two attentions on one stream), scaled and shifted alike for all tokens of a sample; or the
+stream itself; or an argument of the block; or made by modules that only the unit reads.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class _Judge:
         self._lesson, self._lessons, self._memories, self._tensors = lesson, now.lessons, now.memories, tensors
         self._look, self._count = look, now.selection.tokens
         self._stream = tokens_in(tensors[lesson.stream], lesson.inputs[lesson.stream], self._count).float()
+        self._past: list[tuple[Call, Tensor]] = []  # the stream in front of each unit that moved it
         self._found: dict[Call, list[Source | None]] = {}
         self._seen: dict[int, tuple[Tensor, Source, list[tuple[Call, int, str]]]] = {}
         self._fed = False
@@ -101,6 +103,8 @@ class _Judge:
     def _move(self, call: Call, feeds: bool, unit: Lesson, held: Memory) -> None:
         """The stream behind a unit."""
         self._fed = self._fed or feeds
+        if not feeds:
+            self._past.append((call, self._stream))
         for number, place in enumerate(() if feeds else unit.results):
             if place is not None:
                 value = tokens_in(held.results[number], place, self._count)
@@ -132,21 +136,29 @@ class _Judge:
         number = next(given, None)
         if number is not None:
             return Source("argument", number=number)
-        source = self._norm(call, index, tensor, place)
+        source = self._norm(call, index, tensor, place, self._stream) or self._norm_ahead(call, index, tensor, place)
         if source is None and not self._fed:
             raise Unfit(f"what {_IN_BLOCK.sub('', call[0])} gets is no norm of the stream")
         return source or Source("fed")
 
-    def _norm(self, call: Call, index: int, tensor: Tensor, place: Place) -> Source | None:
+    def _norm_ahead(self, call: Call, index: int, tensor: Tensor, place: Place) -> Source | None:
+        """The norm that makes an argument without text of the stream in front of an earlier unit, if one does."""
+        for earlier, stream in self._past if place.length == self._count else ():
+            source = self._norm(call, index, tensor, place, stream)
+            if source is not None:
+                return replace(source, ahead=earlier)
+        return None
+
+    def _norm(self, call: Call, index: int, tensor: Tensor, place: Place, stream: Tensor) -> Source | None:
         """The norm that makes an argument of the stream, if one does."""
-        if tensor.dim() != 3 or place.axis != 1 or tensor.shape[-1] != self._stream.shape[-1]:
+        if tensor.dim() != 3 or place.axis != 1 or tensor.shape[-1] != stream.shape[-1]:
             return None
         there = self._look.tensors_of(call)[index]
         wanted, eps = tokens_in(tensor, place, self._count).float(), self._eps(there, place)
         scale, shift = self._look.modulation(there, place, eps)
-        made = {"stream": self._stream}
+        made = {"stream": stream}
         for kind in ("layer", "rms"):
-            made[kind] = gather_norm(self._stream, scale=scale, shift=shift, eps=eps, kind=kind)
+            made[kind] = gather_norm(stream, scale=scale, shift=shift, eps=eps, kind=kind)
         errors = torch.stack([(rows - wanted).norm() for rows in made.values()]) / wanted.norm()
         error, kind = min(zip(errors.tolist(), made, strict=True))
         return Source(kind, eps) if error <= close_to(tensor.dtype) else None

@@ -22,12 +22,14 @@ class Source:
         eps: of the norm.
         number: of the block's argument.
         readers: units that get the very tensor: call, depth and kind.
+        ahead: of a norm of the stream as it was in front of an earlier unit, that unit's call; None of the stream now.
     """
 
     kind: str
     eps: float = 0.0
     number: int = 0
     readers: tuple[tuple[Call, int, str], ...] = ()
+    ahead: Call | None = None
 
 
 @dataclass
