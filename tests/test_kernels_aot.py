@@ -51,7 +51,11 @@ def test_what_is_compiled_is_what_a_launch_would_compile(aot, key):
         assert [config.num_warps for config in tried] == launch.warps()
         for place, parameter in enumerate(launch.kernel.fn.params):
             value = launch.args[parameter.name]
-            if not parameter.is_constexpr:
+            if isinstance(value, tuple):
+                kinds, of = native(BaseBackend, value, False, True, True)
+                told = [(place, i) in divisors for i in range(len(value))]
+                assert (types[parameter.name], told) == (kinds, [divisor == "D" for divisor in of]), parameter.name
+            elif not parameter.is_constexpr:
                 specialise = not isinstance(value, float)
                 kind, divisor = native(BaseBackend, value, False, specialise, True)
                 assert (types[parameter.name], (place,) in divisors) == (kind, divisor == "D"), parameter.name

@@ -148,6 +148,30 @@ def test_constant_input_makes_any_subset_the_dense_step():
         assert (again - dense).abs().max() <= 1e-5
 
 
+# -- A -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 19])
+@pytest.mark.parametrize("back", [False, True], ids=["in place", "into token order"])
+def test_what_waited_is_what_one_pass_after_another_adds(count, back):
+    """In fp32 to the bit: the same sums in the same order."""
+    n, m, d = 29, 11, 16
+    order, x = chosen(2, n, n)[:, :m], torch.randn(2, m, d)
+    caches = [torch.randn(2, n, d) for _ in range(count)]
+    gates = [torch.randn(2, 1 if i % 2 else m, d) for i in range(count)]
+    want, given = x.clone(), x.clone()
+    for cache, gate in zip(caches, gates, strict=True):
+        kernels.scatter_update(want, cache[:, :0], cache, order, gate, ranked=True)
+    into = torch.full((2, n, d), 7.0) if back else None
+    found = kernels.accumulate(given, caches, gates, order, into)
+    if back:
+        assert torch.equal(rows(found, order), want)
+        assert int((found == 7.0).all(-1).sum()) == 2 * (n - m)  # no other row
+    else:
+        assert found is given
+        assert torch.equal(found, want)
+
+
 # -- P -----------------------------------------------------------------------------------------------------------------
 
 
@@ -258,13 +282,14 @@ def calls():
         "G": (kernels.gather_norm, (x, index, None, None, row, row, 1e-6, "rms", packed)),
         "S": (kernels.scatter_update, (x, fresh, cache, index, row)),
         "F": (kernels.scatter_gather_norm, (x, fresh, cache, index, row, index)),
+        "A": (kernels.accumulate, (fresh, [x, cache], [row, row], index, x.clone())),
         "P": (lambda *a: kernels.project_epilogue(*a, rope=rope, norm="layer"), (heads, heads, heads, *cached, index)),
         "H": (kernels.predict_heterogeneous, ([x, cache, x], group, rules)),
         "M": (kernels.merge_attention, (part, lse, part.flip(0), lse.flip(0))),
     }
 
 
-@pytest.mark.parametrize("name", list("GSFPHM"))
+@pytest.mark.parametrize("name", list("GSFAPHM"))
 def test_no_gradient_and_no_read_on_the_host(name):
     function, args = calls()[name]
     with torch.enable_grad():
@@ -278,7 +303,7 @@ def test_no_gradient_and_no_read_on_the_host(name):
     assert all(r.grad_fn is None for r in results)
 
 
-@pytest.mark.parametrize("name", list("GSFPHM"))
+@pytest.mark.parametrize("name", list("GSFAPHM"))
 def test_a_compiled_graph_is_whole_and_equal(name):
     function, args = calls()[name]
     copies = [[_copied(t) for t in a] if isinstance(a, list) else _copied(a) for a in args]
@@ -287,7 +312,7 @@ def test_a_compiled_graph_is_whole_and_equal(name):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("name", list("GSFPHM"))
+@pytest.mark.parametrize("name", list("GSFAPHM"))
 def test_a_compiled_graph_beside_the_cpu_has_one_operator(name):
     """Opaque, and whole: shapes alone decide (tensors without memory stand for a GPU's)."""
     function, args = calls()[name]
@@ -363,6 +388,10 @@ WRONG = {
     "index: a ranked stream": lambda x: kernels.scatter_update(x, x[:, :2], x.clone(), torch.arange(2), ranked=True),
     "inverse: torch.int64": lambda x: kernels.scatter_update(x, x, x.clone(), inverse=torch.zeros(1, 9).long()),
     "next_index: 10 is out": lambda x: kernels.scatter_gather_norm(x, x.clone(), x.clone(), next_index=10),
+    "index: 2 tokens are": lambda x: kernels.accumulate(x, [x.clone()], [x[0, 0]], torch.arange(2)),
+    "gates: 0 are": lambda x: kernels.accumulate(x, [x.clone()], [], torch.arange(9)),
+    "caches: shape [2, 3, 8]": lambda x: kernels.accumulate(x, [x[:, :3]], [x[0, 0]], torch.arange(9)),
+    "into: shape [2, 3, 8]": lambda x: kernels.accumulate(x, [], [], torch.arange(9), x[:, :3]),
     "k: must come together": lambda x: kernels.project_epilogue(x[..., None], x[..., None]),
     "rope: shape [1, 9, 3]": lambda x: kernels.project_epilogue(x[:, :, None], rope=(torch.ones(9, 3),) * 2),
     "group: torch.float32": lambda x: kernels.predict_heterogeneous([x], x[..., :1], [[1.0]]),

@@ -326,6 +326,7 @@ def test_what_is_known_to_have_no_tokens_is_refused_at_once_and_for_a_reason(nam
         (dict(oldest=-1), "oldest: -1 is out of range"),
         (dict(depth=2.0), "depth: 2.0 is out of range"),
         (dict(attention=-1.0), "attention: -1.0 is out of range"),
+        (dict(layout="dens"), "layout: unknown value 'dens': did you mean 'dense'"),
     ],
 )
 def test_bad_input_is_named(settings, message):

@@ -1,4 +1,4 @@
-"""Site ``token`` on packed rows: whole blocks run on the chosen tokens (layout C), and equal module by module (B)."""
+"""Site ``token`` on packed rows: whole blocks run on the chosen tokens, and equal the same module by module."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from diffcache.kernels import checked, counting
 from diffcache.kernels.dispatch import Kernel
 
 from .denoisers import DENOISERS
-from .denoisers.running import bare, model_of, run
+from .denoisers.running import bare, equal, model_of, run
 from .models import decisions, dit, normal, randomise, seeded
 from .test_site_tokens import CLASSES, put_on, site_of, table
 
 
-def outputs_of(name, packs, keep):
+def outputs_of(name, packs, keep, **settings):
     bare(name)
     model = model_of(name)
-    put_on(model, keep)
+    put_on(model, keep, **settings)
     site = site_of(model)
     site.packs = packs
     try:
@@ -33,8 +33,9 @@ def outputs_of(name, packs, keep):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_packed_rows_equal_module_by_module(name):
-    """Identity 9: any table of shares, the input moving."""
+    """Identity 9: any table of shares, the input moving. In rank order it is what it is in token order, to the bit."""
     packed, site = outputs_of(name, True, table(3))
+    assert equal(packed, outputs_of(name, True, table(3), layout="dense")[0])
     apart, _ = outputs_of(name, False, table(3))
     dense = bare(name)
     assert site.unpacked == {}
@@ -227,7 +228,7 @@ def test_post_norms_go_module_by_module():
 
 
 def test_the_kernels_carry_a_step(monkeypatch):
-    """G where the stream enters, F from each module to the next one, S behind the last; P in each self-attention."""
+    """G where the stream enters, F from module to module, S behind the last, A to put it back; P in each attention."""
     calls = []
     run_kernel = Kernel.__call__
     model = dit()
@@ -238,7 +239,8 @@ def test_the_kernels_carry_a_step(monkeypatch):
                 monkeypatch.setattr(Kernel, "__call__", lambda k, *a: (calls.append(k.name), run_kernel(k, *a))[1])
             model(normal(1, 4, 8, 8, seed=step), torch.tensor([900 - step]), class_labels=torch.tensor([3]))
     between = ["project_epilogue", "scatter_gather_norm"]
-    assert calls == ["gather_norm", *between, "scatter_gather_norm", *between, "scatter_update"]
+    around = ["gather_norm", *between, "scatter_gather_norm", *between, "scatter_update"]
+    assert calls == [*around, "accumulate", "accumulate"]  # the computed rows, and the others, into token order
 
 
 def test_counting_within_counting_counts_for_both():

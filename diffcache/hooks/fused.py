@@ -23,6 +23,7 @@ from torch import Tensor
 from .lessons import NORMS, BlockLesson, Source
 from .outputs import Template, flatten
 from .packed import PackedPass
+from .ranked_stream import RankedStream
 from .residual_stream import Stream, Update
 from .selection import Place
 from .steady import Giving, Noting, Products
@@ -75,7 +76,7 @@ class Within:
     """
 
     lesson: BlockLesson
-    stream: Stream
+    stream: Stream | RankedStream
     tensors: list[Tensor]
     look: Look
     made: dict[int, tuple[Tensor, Tensor, int]]
@@ -96,7 +97,7 @@ class FusedPass(PackedPass):
     def _through(
         self,
         lesson: BlockLesson,
-        stream: Stream,
+        stream: Stream | RankedStream,
         alive: int,
         tensors: list[Tensor],
         template: Template,
@@ -107,8 +108,7 @@ class FusedPass(PackedPass):
             return super()._through(lesson, stream, alive, tensors, template, forward)
         before = self._calls.copy()
         look = self._look(lesson, tensors, template, forward)
-        if stream.rows is not stream.whole:
-            stream.finish()
+        stream.unpack()
         now = Within(lesson, stream, tensors, look, {})
         if self._alone(lesson):
             for asked in look.calls:
@@ -120,9 +120,17 @@ class FusedPass(PackedPass):
         with Giving(look.products):
             results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
         if place.length > self.selection.tokens:
-            stream.flush()
             self._put_text(stream.whole, results[lesson.result], place, 1)
         return results, given
+
+    def _packs(self, lesson: BlockLesson, alive: int) -> bool:
+        """A module may compute all tokens as well, where others do not."""
+        if super()._packs(lesson, alive):
+            return True
+        if lesson.sources is None:
+            return False
+        counts = (self._count(name, layer, kind) for (name, _), layer, kind, _ in lesson.units)
+        return self._stream is not None or any(count < self.selection.tokens for count in counts)
 
     def _alone(self, lesson: BlockLesson) -> bool:
         """Whether nothing but tokens comes out of the block's units, so that it need not be run to go on."""
@@ -177,7 +185,12 @@ class FusedPass(PackedPass):
         given = self._inputs(now, call, lesson, tensors, count)
         self._make_ahead(now, call)
         fresh: dict[int, Tensor] = {}
-        if count > 0:
+        if count >= self.selection.tokens:  # all rows in token order, and what comes out is held as it is
+            result = self._in_full(call, feeds, forward, *template.rebuild(given))
+            held = self.memories[call]
+            if feeds:
+                return result
+        elif count > 0:
             result = self._on_rows(lesson, held, count, forward, *template.rebuild(given))
             if feeds:
                 return result
@@ -193,12 +206,12 @@ class FusedPass(PackedPass):
         for index, (tensor, place, source) in enumerate(zip(tensors, lesson.inputs, sources, strict=True)):
             if source is None or source.kind == "fed":
                 continue
-            if source.kind == "argument":  # the unit takes its rows
-                given[index] = now.tensors[source.number]
+            if source.kind == "argument":
+                given[index] = self._argument(now, source, count)
                 continue
             if source.ahead is not None:
                 made, most = now.ahead.get((call, index), (tensor, 0))
-                given[index] = self.selection.take(made, place, count, most) if count else tensor
+                given[index] = self._fewer(made, place, count, most) if count else tensor
                 continue
             if id(tensor) not in now.made:
                 most = self._most(source)
@@ -208,8 +221,19 @@ class FusedPass(PackedPass):
                 made = self._made(now, source, tensor, place, most, there)
                 now.made[id(tensor)] = tensor, made, most  # the tensor is held so that no other gets its number
             _, made, most = now.made[id(tensor)]
-            given[index] = self.selection.take(made, place, count, most) if count else tensor
+            given[index] = self._fewer(made, place, count, most) if count else tensor
         return given
+
+    def _argument(self, now: Within, source: Source, count: int) -> Tensor:
+        """Rows of what the block itself was given; all of them as they are."""
+        known = now.tensors[source.number]
+        if not 0 < count < self.selection.tokens:
+            return known
+        return self.selection.take_again(known, now.lesson.inputs[source.number], count)
+
+    def _fewer(self, made: Tensor, place: Place, count: int, most: int) -> Tensor:
+        """The rows of ``count`` tokens among those of ``most``; all tokens are in token order already."""
+        return made if count == most else self.selection.take(made, place, count, most)
 
     def _make_ahead(self, now: Within, call: Call) -> None:
         """What later units get of the stream as it is in front of this one."""
@@ -225,7 +249,7 @@ class FusedPass(PackedPass):
         return max(self._count(name, layer, kind) for (name, _), layer, kind in source.readers)
 
     def _made(self, now: Within, source: Source, tensor: Tensor, place: Place, count: int, there: Tensor) -> Tensor:
-        """The first ``count`` tokens' rows of an argument, among text that is real.
+        """The first ``count`` tokens' rows of an argument, among text that is real; all of them in token order.
 
         Args:
             tensor: the argument as the block gave it.

@@ -1,11 +1,11 @@
 """Partial steps on a packed stream: the chosen tokens go through whole blocks, the others are only added to.
 
-Layout C of the literature, without its gathers: chosen rows are taken out of the stream once, stay together through all
-blocks that hand the stream straight on, and are written back behind the last one. A block runs as it is written, on
-these rows alone, so that its norms, modulations, gates and sums cost ``k`` rows. The stream of a stale token is
-``x + gate * result`` for each module, which kernel S does in one pass over all rows, with the results of the chosen
-written to their places. The gates are the block's own of this step: it runs on a few rows of zeros in which each module
-returns ones in one row and zeros in the others.
+The stream is put in rank order once, the rows that a block computes are a prefix of it, and behind the last block it is
+put back (layout C, :mod:`.ranked_stream`); or it stays in token order, and the rows are taken out of it by index
+(layout B, :mod:`.residual_stream`). A block runs as it is written, on these rows alone, so that its norms, modulations,
+gates and sums cost ``k`` rows. The stream of a stale token is ``x + gate * result`` for each module. The gates are the
+block's own of this step: it runs on a few rows of zeros in which each module returns ones in one row and zeros in the
+others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .lessons import BlockLesson
 from .outputs import Template, flatten
+from .ranked_stream import RankedStream
 from .residual_stream import Stream, Update
 from .selection import Place
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
@@ -39,38 +40,50 @@ class PackedPass(PartialPass):
         super().__init__(*args)
         self.blocks, self._poison = blocks, poison
         self._alive: dict[Call, int] = {}
-        self._stream: Stream | None = None
+        self._stream: Stream | RankedStream | None = None
         self._fresh: dict[tuple[Call, int], Tensor] = {}
         self._inside: Callable[..., Any] | None = None
 
     def block(self, call: Call, forward: Forward, args: Any, kwargs: Any) -> Any:
         lesson = self.blocks.get(call)
         alive = 0 if lesson is None or self.selection is None else self._alive_at(call)
-        if not 0 < alive < getattr(self.selection, "tokens", 0):
+        if not alive:
             return forward(*args, **kwargs)
         tensors, template = flatten((args, kwargs))
+        if not self._packs(lesson, alive):
+            if self._stream is not None:  # it has been packed so far
+                tensors[lesson.stream] = self._enter(lesson, tensors[lesson.stream]).finish()
+                self._stream = None
+                args, kwargs = template.rebuild(tensors)
+            return forward(*args, **kwargs)
         stream = self._enter(lesson, tensors[lesson.stream])
+        tensors[lesson.stream] = stream.whole
         parts, given = self._through(lesson, stream, alive, tensors, template, forward)
-        if not lesson.chained:
-            stream.finish()
+        if lesson.chained:
+            parts[lesson.result] = stream.hand_on(self._poison)
+        else:
+            parts[lesson.result] = stream.finish()
             self._stream = None
-        parts[lesson.result] = stream.whole
         return given.rebuild(parts)
+
+    def _packs(self, lesson: BlockLesson, alive: int) -> bool:
+        """Whether a block whose tokens can be computed apart has anything to gain from it at this step."""
+        return alive < self.selection.tokens
 
     def _through(
         self,
         lesson: BlockLesson,
-        stream: Stream,
+        stream: Stream | RankedStream,
         alive: int,
         tensors: list[Tensor],
         template: Template,
         forward: Forward,
     ) -> tuple[list[Tensor], Template]:
         """The block on ``alive`` tokens, the stream behind it in ``stream``; the block's other results."""
-        self._narrow(lesson, stream, alive)
+        stream.narrow(alive)
         gates = self._gates(lesson, tensors, template, forward)
         rows = [
-            stream.rows if i == lesson.stream else t if place is None else self.selection.take(t, place, alive)
+            stream.rows if i == lesson.stream else t if place is None else self.selection.take_again(t, place, alive)
             for i, (place, t) in enumerate(zip(lesson.inputs, tensors, strict=True))
         ]
         parts, given = self._run(self._unit_on_rows, forward, template.rebuild(rows))
@@ -100,19 +113,15 @@ class PackedPass(PartialPass):
     def _needed(self, lesson: BlockLesson) -> int:
         return max([1, *(self._count(name, layer, kind) for (name, _), layer, kind, _ in lesson.units)])
 
-    def _enter(self, lesson: BlockLesson, tensor: Tensor) -> Stream:
+    def _enter(self, lesson: BlockLesson, tensor: Tensor) -> Stream | RankedStream:
         stream, place = self._stream, lesson.inputs[lesson.stream]
-        if stream is not None and stream.whole is not tensor:
+        if stream is not None and stream.face is not tensor:
             self.end()
-        if stream is None:
+        if stream is None and self.selection.ranked:
+            stream = self._stream = RankedStream(tensor, place, self.selection)
+        elif stream is None:
             stream = self._stream = Stream(_copied(tensor), place, self.selection)
         return stream
-
-    def _narrow(self, lesson: BlockLesson, stream: Stream, alive: int) -> None:
-        stream.narrow(alive)
-        if self._poison:
-            place = lesson.inputs[lesson.stream]
-            stream.whole.index_fill_(place.axis, self.selection.rows(alive, place.offset, place.length), torch.nan)
 
     def _run(self, unit: Callable[..., Any], forward: Forward, given: Any) -> tuple[list[Tensor], Template]:
         """The block's forward with another way to answer for its units."""
@@ -220,13 +229,14 @@ class PackedPass(PartialPass):
             answers.append(old)
         return held.template.rebuild(answers)
 
-    def _advance(self, lesson: BlockLesson, stream: Stream, gates: list[Tensor]) -> None:
-        """What was computed into the caches, and gate * cache onto the stream: kernel S once for each part."""
+    def _advance(self, lesson: BlockLesson, stream: Stream | RankedStream, gates: list[Tensor]) -> None:
+        """What was computed into the caches, and gate * cache onto the stream."""
+        updates = []
         for (call, number), gate in zip(lesson.parts(self.lessons), gates, strict=True):
             held, place = self.memories[call], self.lessons[call].results[number]
             cache = tokens_in(held.results[number], place, self.selection.tokens)
-            stream.add(Update(held, cache, self._fresh.pop((call, number), cache[:, :0]), gate))
-        stream.flush()
+            updates.append(Update(held, cache, self._fresh.pop((call, number), cache[:, :0]), gate))
+        stream.advance(updates)
 
 
 def tokens_in(tensor: Tensor, place: Place, count: int) -> Tensor:

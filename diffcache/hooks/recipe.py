@@ -23,6 +23,8 @@ from ..sizes import read_size
 Drift = Callable[[Fit, Moments, tuple[Slope, ...], Horizon], Tensor]
 
 SITES = ("output", "body", "block", "module")
+#: of the hidden stream at partial steps: in rank order (C), or in the order of the tokens (B)
+LAYOUTS = ("ranked", "dense")
 AXES = ("index", "sigma", "logsnr")
 
 
@@ -81,6 +83,11 @@ class Recipe:
         """How cached values rest."""
         name = getattr(self.config, "cache_dtype", None)
         return Rest(None if name is None else DTYPES[name], getattr(self.config, "offload", False))
+
+    @property
+    def layout(self) -> str:
+        """Of site ``token``, one of :data:`LAYOUTS`."""
+        return getattr(self.config, "layout", LAYOUTS[0])
 
     @cached_property
     def budget(self) -> int | None:

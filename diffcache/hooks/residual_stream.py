@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..kernels import gather_norm, scatter_gather_norm, scatter_update
@@ -18,7 +19,7 @@ class Update:
     Attributes:
         held: of the module.
         cache: its results, ``[B, tokens, D]``: those of stale tokens count.
-        fresh: ``[B, count, D]``, of the first ``count`` tokens of the ranking, in ascending order.
+        fresh: ``[B, count, D]``, of the first ``count`` tokens of the ranking, in the selection's order.
         gate: ``[B, 1, D]``.
     """
 
@@ -29,7 +30,7 @@ class Update:
 
 
 class Stream:
-    """The hidden stream under way: complete for stale tokens, and the rows of those that are computed.
+    """The hidden stream under way in token order (layout B): complete for stale tokens, and the rows of the others.
 
     The last update waits for the norm that reads it, so that kernel F can do both in one pass.
 
@@ -40,7 +41,8 @@ class Stream:
     """
 
     def __init__(self, whole: Tensor, place: Place, selection: Selection) -> None:
-        self.whole, self._place, self._selection = whole, place, selection
+        self.whole = self.face = whole
+        self._place, self._selection = place, selection
         self.count = selection.tokens
         self.rows = whole
         self._pending: Update | None = None
@@ -57,12 +59,30 @@ class Stream:
         """The tokens' rows in the complete stream."""
         return self.whole.narrow(self._place.axis, self._place.offset, self._selection.tokens)
 
-    def finish(self) -> None:
+    def hand_on(self, poison: bool) -> Tensor:
+        """What the block returns as its stream; with ``poison`` rows that nobody may look at are NaN."""
+        if poison and self.rows is not self.whole:
+            rows = self._selection.rows(self.count, self._place.offset, self._place.length)
+            self.whole.index_fill_(1, rows, torch.nan)
+        return self.whole
+
+    def finish(self) -> Tensor:
         """Write everything to its place: the complete stream is what it has to be."""
         self.flush()
+        self.unpack()
+        return self.whole
+
+    def unpack(self) -> None:
+        """Write the rows that are computed to their places."""
         if self.rows is not self.whole:
             self._selection.put(self.whole, self._place, self.rows, self.count)
             self.rows, self.count = self.whole, self._selection.tokens
+
+    def advance(self, updates: list[Update]) -> None:
+        """A block has run on the rows: kernel S once for each part of it."""
+        for update in updates:
+            self.add(update)
+        self.flush()
 
     # -- the complete stream under kernels S, G and F --------------------------------------------------------------
 

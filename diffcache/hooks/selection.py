@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..kernels import inverse
+from .streams import version
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,23 @@ class Place:
 
 
 class Selection:
-    """The tokens of one pass: for any ``count`` the first of one ranking, in ascending order.
+    """The tokens of one pass: for any ``count`` the first of one ranking.
 
     Args:
         ranking: shape ``[tokens]``, all tokens, the most urgent first.
+        ranked: whether rows that are computed stand in the order of the ranking, so that fewer are the first of more
+            (layout C); else they stand in ascending order (layout B).
+        counts: of which the first tokens will be asked for. Between two of them the order of the ranking does not
+            matter, and ascending rows are read in memory order.
     """
 
-    def __init__(self, ranking: Tensor) -> None:
-        self.ranking, self.tokens = ranking, len(ranking)
+    def __init__(self, ranking: Tensor, ranked: bool = False, counts: Iterable[int] = ()) -> None:
+        self.tokens, self.ranked = len(ranking), ranked
+        self.ranking = _ascending(ranking, counts) if ranked else ranking
         self._rows: dict[tuple[int, ...], Tensor] = {}
         self._inverse: dict[int, Tensor] = {}
+        self._order: Tensor | None = None
+        self._taken: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def rows(self, count: int, offset: int = 0, length: int | None = None) -> Tensor:
         """Positions that are computed in a sequence of ``length`` with the tokens from ``offset`` on.
@@ -43,18 +52,26 @@ class Selection:
         What is no token (text) is computed always.
 
         Returns:
-            ``[length - tokens + count]``, ascending.
+            ``[length - tokens + count]``, ascending, or the tokens among them in the order of the ranking.
         """
         length = self.tokens if length is None else length
         key = count, offset, length
         if key not in self._rows:
-            chosen = self.ranking[:count].sort().values + offset
+            first = self.ranking[:count]
+            chosen = (first if self.ranked else first.sort().values) + offset
             before, behind = self._range(0, offset), self._range(offset + self.tokens, length)
             self._rows[key] = torch.cat([before, chosen, behind]) if length > self.tokens else chosen
         return self._rows[key]
 
+    @property
+    def order(self) -> Tensor:
+        """The ranking as kernels take it: ``[1, tokens]``, int32."""
+        if self._order is None:
+            self._order = self.ranking[None].int()
+        return self._order
+
     def inverse(self, count: int) -> Tensor:
-        """Rank of each token among ``rows(count)``, -1 for the others; ``[1, tokens]``, int32."""
+        """Place of each token among ``rows(count)``, -1 for the others; ``[1, tokens]``, int32."""
         if count not in self._inverse:
             self._inverse[count] = inverse(self.rows(count)[None], self.tokens)
         return self._inverse[count]
@@ -77,15 +94,39 @@ class Selection:
         if size == others + count:
             return tensor
         if size == others + packed:
-            return tensor.index_select(place.axis, self._among(count, packed, place))
+            return self.narrower(tensor, place, count, packed)
         raise Unfit(f"a tensor has {size} rows, {place.length} were expected")
+
+    def narrower(self, tensor: Tensor, place: Place, count: int, packed: int) -> Tensor:
+        """The rows of the first ``count`` tokens of a tensor that holds those of the first ``packed``.
+
+        In rank order, and with no text behind them, a plain slice.
+        """
+        others = place.length - self.tokens
+        if self.ranked and place.offset == others:
+            return tensor.narrow(place.axis, 0, others + count)
+        return tensor.index_select(place.axis, self._among(count, packed, place))
+
+    def take_again(self, tensor: Tensor, place: Place, count: int) -> Tensor:
+        """:meth:`take` of a tensor that comes again in this pass (rotary tables): its rows are taken once."""
+        if tensor.is_inference():  # torch does not tell whether it was written to since
+            return self.take(tensor, place, count)
+        key = id(tensor), version(tensor), place.axis, place.offset, count
+        if key not in self._taken:  # the tensor is held so that no other gets its number
+            self._taken[key] = tensor, self.take(tensor, place, count)
+        return self._taken[key][1]
 
     def _among(self, count: int, packed: int, place: Place) -> Tensor:
         """Where the rows of the first ``count`` tokens are among those of the first ``packed``."""
         key = count, packed, place.offset, place.length
         if key not in self._rows:
-            few, more = (self.rows(c, place.offset, place.length) for c in (count, packed))
-            self._rows[key] = torch.searchsorted(more, few)
+            if self.ranked:  # text behind the tokens comes after them
+                begin, end = place.offset + count, place.offset + packed
+                behind = self._range(end, end + place.length - place.offset - self.tokens)
+                self._rows[key] = torch.cat([self._range(0, begin), behind])
+            else:
+                few, more = (self.rows(c, place.offset, place.length) for c in (count, packed))
+                self._rows[key] = torch.searchsorted(more, few)
         return self._rows[key]
 
     def put(self, target: Tensor, place: Place, rows: Tensor, count: int) -> None:
@@ -94,6 +135,15 @@ class Selection:
 
     def _range(self, start: int, end: int) -> Tensor:
         return torch.arange(start, end, device=self.ranking.device)
+
+
+def _ascending(ranking: Tensor, counts: Iterable[int]) -> Tensor:
+    """The ranking, ascending from each count to the next."""
+    ends = sorted({count for count in counts if 0 < count < len(ranking)})
+    if not ends:
+        return ranking
+    ranges = zip([0, *ends], [*ends, len(ranking)], strict=True)
+    return torch.cat([ranking[start:end].sort().values for start, end in ranges])
 
 
 class Unfit(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,10 +62,17 @@ class TokenCache(Cache):
         self.age = torch.zeros(stream.shape[1], device=stream.device)
         self.seen = stream.detach().clone() if self.recipe.selector.score == "input" else None
 
-    def select(self, stream: Tensor, least: int) -> Selection:
-        """Rank the tokens, and note which are computed by every unit that computes any: the first ``least``."""
+    def select(self, stream: Tensor, least: int, counts: Sequence[int] = ()) -> Selection:
+        """Rank the tokens, and note which are computed by every unit that computes any.
+
+        Args:
+            stream: ``[B, tokens, D]``, where it enters.
+            least: how many these are.
+            counts: how many tokens units compute, if no other number will be asked for.
+        """
         self.age += 1.0
-        selection = Selection(self.recipe.selector.rank(Evidence(self.age, self._scores(stream), self.grid)))
+        ranking = self.recipe.selector.rank(Evidence(self.age, self._scores(stream), self.grid))
+        selection = Selection(ranking, self.recipe.layout == "ranked", counts)
         self.chosen = chosen = selection.rows(least)
         self.age.index_fill_(0, chosen, 0.0)
         if self.seen is not None:

@@ -75,6 +75,7 @@ class Teacher:
         units: its attention and feed-forward modules.
         lists: name of its list by block.
         within: runs the model under a pass.
+        ranked: whether blocks are to be proved on a stream in rank order.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Teacher:
         units: Sequence[Unit],
         lists: Mapping[nn.Module, str],
         within: Callable[[TokenPass, Run], Any],
+        ranked: bool = False,
     ) -> None:
-        self._model, self._units, self._lists, self._within = model, units, lists, within
+        self._model, self._units, self._lists, self._within, self._ranked = model, units, lists, within, ranked
         self._modules = {unit.name: unit.module for unit in units}
         self._modules |= {feeder_name(unit, i): part for unit in units for i, part in enumerate(unit.feeders)}
 
@@ -116,7 +118,7 @@ class Teacher:
         """Keep to packed rows if a pass of some tokens gives what the full pass gave; to fused norms likewise."""
         if all(block.whole for block in known.blocks.values()):
             return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
-        tokens, _ = trial = _trial(stream.shape[1], stream.device)
+        tokens, _ = trial = _trial(stream.shape[1], stream.device, self._ranked)
         try:
             self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
         except _FAULTS as error:
@@ -199,12 +201,12 @@ class Teacher:
         return list(groups.values())
 
 
-def _trial(tokens: int, device: torch.device) -> tuple[Selection, int]:
+def _trial(tokens: int, device: torch.device, ranked: bool = False) -> tuple[Selection, int]:
     """About half of the tokens, in no order and no number that a module which knows rows or frames could live with."""
     fit = (c for c in range(1, tokens) if math.gcd(c, tokens) == 1)
     count = min(fit, key=lambda c: (c == 1, abs(2 * c - tokens)))
     order = sorted(range(tokens), key=lambda i: i * 0.6180339887 % 1.0)
-    return Selection(torch.tensor(order, device=device)), count
+    return Selection(torch.tensor(order, device=device), ranked), count
 
 
 def _unfuse(known: Known, why: str) -> None:

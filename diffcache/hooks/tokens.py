@@ -68,10 +68,10 @@ class TokenSite(Site):
         self.around: Callable[[str, Forward], Forward] | None = None
         self._lists = {block: name for name, blocks in find_block_lists(model).items() for block in blocks}
         self._layers = {unit.name: index for index, unit in _layers(units)}
-        self._teacher = Teacher(model, units, self._lists, self._within)
+        self._teacher = Teacher(model, units, self._lists, self._within, recipe.layout == "ranked")
         self._lessons: dict[Any, Known] = {}
         self._share = 0.0
-        #: whether blocks run on packed rows (layout C) where that is proved; else modules do (layout B)
+        #: whether blocks run on packed rows where that is proved; else modules do, one by one
         self.packs = True
 
     def cache(self) -> TokenCache:
@@ -121,7 +121,8 @@ class TokenSite(Site):
         """The result of a partial pass, and the tokens that went through every unit which computes any."""
         form = _form(run)
         known = self._lessons[form]
-        select = partial(cache.select, least=min(self._counts(cache, moment), default=0))
+        counts = self._counts(cache, moment)
+        select = partial(cache.select, least=min(counts, default=0), counts=counts)
         now = known.partial(cache.memories, select, self._counter(cache, moment), self.packs)
         now.around = self.around
         try:

@@ -5,6 +5,7 @@
 :func:`scatter_update`        S: fresh rows into the cache, gate * cache onto the stream
 :func:`scatter_gather_norm`   F: S, and G of the next sub-layer, in one pass
 :func:`project_epilogue`      P: bias, norm and RoPE of q and k; K and V into the cache
+:func:`accumulate`            A: gate * cache of several modules onto the stream in one pass
 :func:`predict_heterogeneous` H: WorldCache's prediction by groups of tokens
 :func:`merge_attention`       M: attention over two key sets, by log-sum-exp
 =========================== ==========================================================================================
@@ -12,6 +13,7 @@
 They are for inference: nothing here has a gradient. Written buffers are given, or new; inputs are never written.
 """
 
+from .accumulate import accumulate
 from .combine import combine, extrapolate
 from .dispatch import counting
 from .gather_norm import gather_norm
@@ -24,6 +26,7 @@ from .scatter_gather_norm import scatter_gather_norm
 from .scatter_update import scatter_update
 
 __all__ = [
+    "accumulate",
     "ascending",
     "check_index",
     "checked",

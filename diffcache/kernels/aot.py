@@ -124,22 +124,33 @@ def compiled(launch: Any, warps: int, target: str) -> tuple[int, int, int]:
     return registers, program.metadata.shared, spilled
 
 
-def _specialised(launch: Any) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list]]:
+def _specialised(launch: Any) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list]]:
     """Types, constants and known divisors of the arguments, as a launch derives them."""
     types, constants, attributes = {}, {}, {}
-    for place, (parameter, value) in enumerate((p, launch.args[p.name]) for p in launch.kernel.fn.params):
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            types[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        if isinstance(value, Tensor):
-            types[parameter.name], even = POINTERS[value.dtype], True
-        elif isinstance(value, float):
-            types[parameter.name], even = "fp32", False
+    for place, parameter in enumerate(launch.kernel.fn.params):
+        value = launch.args[parameter.name]
+        if isinstance(value, tuple):
+            found = [_type(part) for part in value]
+            types[parameter.name] = tuple(kind for kind, _ in found)
+            parts = [((place, i), *of, part) for i, (of, part) in enumerate(zip(found, value, strict=True))]
         else:
-            types[parameter.name], even = "i32" if value < 2**31 else "i64", value % 16 == 0
-        if even:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            kind, even = ("constexpr", False) if parameter.is_constexpr else _type(value)
+            types[parameter.name] = kind
+            parts = [((place,), kind, even, value)]
+        constants |= {path: part for path, kind, _, part in parts if kind == "constexpr"}
+        attributes |= {path: [["tt.divisibility", 16]] for path, _, even, _ in parts if even}
     return types, constants, attributes
+
+
+def _type(value: Any) -> tuple[str, bool]:
+    """Type of an argument, and whether 16 is known to divide it."""
+    if value is None or (type(value) is int and value == 1):
+        return "constexpr", False
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype], True
+    if isinstance(value, float):
+        return "fp32", False
+    return "i32" if value < 2**31 else "i64", value % 16 == 0
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

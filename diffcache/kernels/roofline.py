@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+from .accumulate import MOST
 from .shapes import SHAPES, Shape
 
 #: kept shares of the tokens
@@ -25,6 +26,7 @@ KERNELS = {
     "gather_norm": "G",
     "scatter_update": "S",
     "scatter_gather_norm": "F",
+    "accumulate": "A",
     "project_epilogue": "P",
     "merge_attention": "M",
     "predict_heterogeneous": "H",
@@ -44,10 +46,12 @@ def bound(shape: Shape, kept: int, size: int, groups: Sequence[float] = GROUPS) 
     row = shape.batch * shape.width * size
     heads = shape.batch * kept * shape.heads * shape.head_dim * size
     outputs = prod(shape.output) * size
+    stale = (shape.tokens - kept) * row
     return {
         "gather_norm": 2 * kept * row,
         "scatter_update": (3 * shape.tokens + kept) * row,
         "scatter_gather_norm": (3 * shape.tokens + 2 * kept) * row,
+        "accumulate": (2 + MOST) * stale,
         "project_epilogue": 6 * heads,
         "merge_attention": 3 * heads + 3 * WORD * shape.batch * kept * shape.heads,
         "predict_heterogeneous": round((1 + groups[0] + 2 * groups[1] + 3 * groups[2]) * outputs),
@@ -65,6 +69,7 @@ def moved(shape: Shape, kept: int, size: int, groups: Sequence[float] = GROUPS) 
         "gather_norm": index + 2 * row + 2 * each,
         "scatter_update": place + each,
         "scatter_gather_norm": 2 * place + 2 * row + 3 * each,
+        "accumulate": place - index + MOST * each * (kept < shape.tokens),
         "project_epilogue": index + 3 * attention + 2 * norm + angles,
         "merge_attention": 0,
         "predict_heterogeneous": prod(shape.output) // shape.output[shape.channel_dim],
@@ -76,7 +81,7 @@ def separate(shape: Shape, kept: int, size: int) -> dict[str, int]:
     """The same by one operator after another, each reading and writing its operands.
 
     G: gather, norm, modulate. S: scatter, multiply, add. P: norm and RoPE of q and k, three scatters' worth of rows.
-    M: two products and a sum. H: a product and two sums.
+    A: for each cache gather, multiply, add. M: two products and a sum. H: a product and two sums.
     """
     row = shape.batch * shape.width * size
     heads = shape.batch * kept * shape.heads * shape.head_dim * size
@@ -86,17 +91,32 @@ def separate(shape: Shape, kept: int, size: int) -> dict[str, int]:
         "gather_norm": head,
         "scatter_update": tail,
         "scatter_gather_norm": head + tail,
+        "accumulate": 7 * MOST * (shape.tokens - kept) * row,
         "project_epilogue": (6 + 4 * steps) * heads,
         "merge_attention": 7 * heads,
         "predict_heterogeneous": 8 * prod(shape.output) * size,
     }
 
 
+def step(shape: Shape, kept: int, size: int, layout: str) -> int:
+    """Rows of the stream and of the cached results that one partial step moves, every module for ``kept`` tokens.
+
+    ``dense`` (layout B): a copy of the stream, then G, F from module to module, and S, each over all rows. ``ranked``
+    (C): the stream put in rank order, then the same over the first ``kept`` rows; the others wait for A, which also
+    puts the stream back.
+    """
+    row, n, k, cells = shape.batch * shape.width * size, shape.tokens, kept, shape.cells
+    if layout == "dense":
+        return row * (2 * n + 2 * k + (cells - 1) * (3 * n + 2 * k) + 3 * n + k)
+    waiting = (2 * -(-cells // MOST) + cells) * (n - k)
+    return row * (2 * n + 2 * k + (cells - 1) * 5 * k + 4 * k + 2 * k + waiting)
+
+
 def render(size: int = 2) -> str:
     """The page."""
-    lines = [_HEAD.format(groups=" / ".join(f"{g:.0%}" for g in GROUPS))]
+    lines = [_HEAD.format(groups=" / ".join(f"{g:.0%}" for g in GROUPS), most=MOST)]
     for shape in SHAPES.values():
-        lines += [_title(shape, size), *_table(shape, size), ""]
+        lines += [_title(shape, size), *_table(shape, size), "", *_steps(shape, size), ""]
     return "\n".join(lines)
 
 
@@ -115,12 +135,18 @@ that the kernel touches, each counted once: the bound and its index maps, modula
 | G | gather, norm, modulate |
 | S | scatter, gate, residual, cache |
 | F | S, then G of the same number of rows for the next sub-layer |
+| A | gate * cache of {most} modules onto the rows that are not kept, and these back into token order |
 | P | bias, norm and RoPE of q and k; K and V into the cache |
 | M | two parts of attention merged |
 | H | prediction by groups: {groups} of the tokens read one, two, three stored outputs |
 
 The maps that S and F read are built once a step for all layers (`inverse=`). H runs once a predicted step and does not
 depend on the share kept.
+
+*Step*: what all modules of one partial step move of the stream and of the cached results, without maps and modulation,
+in layout B (the stream in token order: G, then F over all rows from module to module, then S) and in layout C (in rank
+order: G, F and S over the rows that are kept; the others wait for A). Putting the stream in rank order costs what B
+pays for a copy of it, and A puts it back as it writes.
 """
 
 
@@ -140,6 +166,15 @@ def _table(shape: Shape, size: int) -> list[str]:
             if letter != "H":
                 lines.append(_line(str(kept), letter, least[name], most[name], apart[name]))
     lines.append(_line("any", "H", *(f["predict_heterogeneous"] for f in (least, most, apart))))
+    return lines
+
+
+def _steps(shape: Shape, size: int) -> list[str]:
+    lines = [f"| step of {shape.cells} modules, kept | B MB | C MB | C / B |", "|---|---|---|---|"]
+    for ratio in RATIOS:
+        kept = round(ratio * shape.tokens)
+        dense, ranked = (step(shape, kept, size, layout) for layout in ("dense", "ranked"))
+        lines.append(f"| {kept} | {dense / 1e6:.1f} | {ranked / 1e6:.1f} | {ranked / dense:.2f} |")
     return lines
 
 

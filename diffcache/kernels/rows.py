@@ -49,8 +49,13 @@ def normalise(rows: Tensor, rms: bool, weight: Tensor | None, bias: Tensor | Non
     return normed if bias is None else normed.add_(bias)
 
 
+def wide(rows: Tensor) -> torch.dtype:
+    """The dtype in which sums are made: fp32, of fp64 its own."""
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
 def add_gated(rows: Tensor, values: Tensor, gate: Tensor | None) -> None:
-    """``rows += gate * values`` in place, product and sum in fp32, each as a dense block rounds it in fp32.
+    """``rows += gate * values`` in place, product and sum in fp32 (fp64), each as a dense block rounds it there.
 
     Not ``addcmul_``, which rounds once in fp32: a step with all tokens is to equal the dense block bit for bit.
 
@@ -60,19 +65,19 @@ def add_gated(rows: Tensor, values: Tensor, gate: Tensor | None) -> None:
     """
     if gate is None:
         rows.copy_(rows.float().add_(values)) if rows.dtype != torch.float32 else rows.add_(values)
-    elif rows.dtype != torch.float32 and rows.dtype == values.dtype == gate.dtype:
+    elif rows.dtype != wide(rows) and rows.dtype == values.dtype == gate.dtype:
         rows.addcmul_(gate, values)
     elif torch.compiler.is_compiling():
-        rows.copy_(rows.float() + gate.float() * values.float())
+        rows.copy_(rows.to(wide(rows)) + gate.to(wide(rows)) * values.to(wide(rows)))
     else:
         step = max(1, min(rows.shape[1], CHUNK // (4 * rows.shape[0] * rows.shape[2])))
-        buffer = rows.new_empty((rows.shape[0], step, rows.shape[2]), dtype=torch.float32)
+        buffer = rows.new_empty((rows.shape[0], step, rows.shape[2]), dtype=wide(rows))
         for start in range(0, rows.shape[1], step):
             part = rows.narrow(1, start, min(step, rows.shape[1] - start))
             gates = gate if gate.shape[1] == 1 else gate.narrow(1, start, part.shape[1])
             product = buffer.narrow(1, 0, part.shape[1])
-            torch.mul(values.narrow(1, start, part.shape[1]).float(), gates.float(), out=product)
-            part.copy_(product.add_(part)) if part.dtype != torch.float32 else part.add_(product)
+            torch.mul(values.narrow(1, start, part.shape[1]).to(wide(rows)), gates.to(wide(rows)), out=product)
+            part.copy_(product.add_(part)) if part.dtype != wide(rows) else part.add_(product)
 
 
 def per_row(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:

@@ -39,11 +39,11 @@ def scatter_update(
     Bytes per sample: ``(3*N + k)*D*e``.
 
     Args:
-        x: the residual stream ``[B, N, D]``; updated.
+        x: the residual stream ``[B, N, D]``; updated. Where ``ranked``, its first m rows may stand for it.
         fresh: a module's output before its gate, ``[B, k, D]``, of the cache's dtype.
         cache: that output of all tokens, ``[B, N, D]``; updated.
         index: ``[k]``, ``[1, k]`` or ``[B, k]`` distinct tokens: row r of ``fresh`` belongs to token ``index[r]``.
-            None: k = N, in order. Where ``ranked``, all N tokens in the order of ``x``.
+            None: k = N, in order. Where ``ranked``, the tokens of all rows of ``x`` in their order.
         gate: ``[D]``, ``[B, D]``, ``[B, 1, D]``, or for each row of ``x`` ``[B, N, D]``; none is 1.
         ranked: whether ``x`` is in rank order: its row r is token ``index[r]``, and its first k rows are fresh.
             ``cache`` stays in token order.
@@ -64,7 +64,8 @@ def scatter_update(
 
 def checked_update(x, fresh, cache, index, gate, ranked) -> tuple[Tensor | None, Tensor | None]:
     """The index and the gate as the kernels take them."""
-    index = batched("index", index, len(x), x.shape[1])
+    tokens = max(x.shape[1], cache.shape[1]) if ranked else x.shape[1]
+    index = batched("index", index, len(x), tokens)
     if ranked and (index is None or index.shape[1] != x.shape[1]):
         raise ConfigError(f"index: a ranked stream needs all its {x.shape[1]} tokens in their order")
     count = fresh.shape[1] if ranked else x.shape[1] if index is None else index.shape[1]
@@ -72,7 +73,7 @@ def checked_update(x, fresh, cache, index, gate, ranked) -> tuple[Tensor | None,
         raise ConfigError(
             f"fresh: shape {list(fresh.shape)} is not right, must be {[len(x), min(count, x.shape[1]), x.shape[2]]}"
         )
-    if cache.shape != x.shape:
+    if tuple(cache.shape) != (len(x), tokens, x.shape[2]):
         raise ConfigError(f"cache: shape {list(cache.shape)} is not right, must be that of x, {list(x.shape)}")
     if fresh.dtype != cache.dtype:
         raise ConfigError(f"fresh: {fresh.dtype} is not right, must be the cache's {cache.dtype}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..hooks.modules import unit_kinds
-from ..hooks.recipe import Recipe
+from ..hooks.recipe import LAYOUTS, Recipe
 from ..predictors import Taylor
 from ..schedules import NEVER, Interval
 from ..schedules.selectors import SCORES, Selector
@@ -34,6 +34,8 @@ class TokenConfig(MethodConfig):
         bonus: added, as a share of itself, to the best score of each ``window x window`` tokens of a frame, so that the
             chosen are spread over the picture (ToCa: 0.4 to 0.6); 0 for none. Needs a denoiser that returns pictures.
         window: see there, >= 2.
+        layout: of the hidden stream at partial steps: ``ranked``, put in the order of the ranking once, so that what is
+            computed is a prefix of it; or ``dense``, in the order of the tokens, with an index for each module.
     """
 
     warmup: int = 3
@@ -49,6 +51,7 @@ class TokenConfig(MethodConfig):
     oldest: int = 8
     bonus: float = 0.0
     window: int = 2
+    layout: str = LAYOUTS[0]
 
     def validate(self) -> None:
         check_as_it_is(self)
@@ -61,6 +64,7 @@ class TokenConfig(MethodConfig):
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
         check_number("bonus", self.bonus, 0, 1e6, whole=False)
         check_number("window", self.window, 2, NEVER, whole=True)
+        check_choice("layout", self.layout, LAYOUTS)
 
     def recipe(self) -> Recipe:
         return Recipe(

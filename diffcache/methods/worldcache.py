@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..hooks.recipe import AXES, Recipe
+from ..hooks.recipe import AXES, LAYOUTS, Recipe
 from ..predictors import Fit, Heterogeneous, Horizon, Moments, SampleTrend, Totals, Trend
 from ..predictors.base import Slope
 from ..predictors.hermite import HeterogeneousFit
@@ -150,7 +150,7 @@ class WorldCachePartialConfig(WorldCacheConfig):
         keep: share of the tokens that a predicted step recomputes, in [0, 1].
         score: what tokens are ranked by: ``turning`` (how far the velocity of their output turned), ``input`` (how far
             their hidden state moved), ``value`` or ``random``.
-        age_weight, oldest, bonus, window: as for ``toca``.
+        age_weight, oldest, bonus, window, layout: as for ``toca``.
         blend: a recomputed token has seen stale keys of the others, and its prediction has not: its output is taken at
             the weight ``keep ** blend``, the rest from its prediction, whose error has another cause. 0 takes it whole.
     """
@@ -165,6 +165,7 @@ class WorldCachePartialConfig(WorldCacheConfig):
     oldest: int = 0
     bonus: float = 0.0
     window: int = 2
+    layout: str = LAYOUTS[0]
     blend: float = 0.3
 
     def validate(self) -> None:
@@ -178,6 +179,7 @@ class WorldCachePartialConfig(WorldCacheConfig):
         check_number("oldest", self.oldest, 0, NEVER, whole=True)
         check_number("bonus", self.bonus, 0, 1e6, whole=False)
         check_number("window", self.window, 2, NEVER, whole=True)
+        check_choice("layout", self.layout, LAYOUTS)
         check_number("blend", self.blend, 0, 10, whole=False)
 
     def recipe(self) -> Recipe:

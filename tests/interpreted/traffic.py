@@ -9,8 +9,12 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from diffcache.kernels.dispatch import interpreted
-from diffcache.kernels.roofline import KERNELS, bound, moved
+from diffcache.hooks.ranked_stream import RankedStream
+from diffcache.hooks.residual_stream import Stream, Update
+from diffcache.hooks.selection import Place, Selection
+from diffcache.hooks.token_passes import Memory
+from diffcache.kernels.dispatch import Kernel, interpreted
+from diffcache.kernels.roofline import KERNELS, bound, moved, step
 from diffcache.kernels.shapes import SHAPES, Shape, arguments
 
 #: a stream of each kind, small
@@ -23,9 +27,10 @@ KEPT, GROUPS = 4, (0.3, 0.3, 0.4)
 
 
 class Traffic:
-    """Distinct addresses read, and written, in bytes."""
+    """Distinct addresses read, and written, in bytes; with ``floats`` those of floating-point numbers alone."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, floats=False):
+        self.floats = floats
         self.read, self.written = set(), set()
         builder = interpreter.interpreter_builder
         load, store = builder.create_masked_load, builder.create_masked_store
@@ -41,8 +46,9 @@ class Traffic:
         monkeypatch.setattr(builder, "create_masked_load", counted_load)
         monkeypatch.setattr(builder, "create_masked_store", counted_store)
 
-    @staticmethod
-    def bytes(ptrs, mask) -> set[int]:
+    def bytes(self, ptrs, mask) -> set[int]:
+        if self.floats and ptrs.get_element_ty().is_int():
+            return set()
         size = ptrs.get_element_ty().primitive_bitwidth // 8
         starts = np.asarray(ptrs.data)[np.asarray(mask.data, dtype=bool)].astype(np.int64)
         return {int(start) + byte for start in starts for byte in range(size)}
@@ -79,6 +85,33 @@ def test_kernels_touch_what_the_page_counts(shape, name, monkeypatch):
         getattr(torch.ops.diffcache, name)(*args)
     assert traffic.total == moved(shape, KEPT, 2, GROUPS)[name]
     assert traffic.total >= bound(shape, KEPT, 2, GROUPS)[name]
+
+
+@pytest.mark.parametrize("layout", ["dense", "ranked"])
+def test_a_step_moves_what_the_page_counts(layout, monkeypatch):
+    """Of the stream and the caches: all that the kernels touch but gates and indices, and the stream's way in."""
+    tokens, width, cells, size, touched = 10, 24, 11, 2, []
+    shape = Shape("", "", 1, tokens, width, 3, 8, None, False, False, (1,), 0, cells)
+
+    def call(kernel, *args):
+        gates = len(args[2]) if kernel.name == "accumulate" else int(kernel.name.startswith("scatter"))
+        with monkeypatch.context() as counted, interpreted():
+            traffic = Traffic(counted, floats=True)
+            kernel.op(*args)
+        touched.append(traffic.total - gates * width * size)
+
+    place, selection = Place(1, 0, tokens), Selection(torch.randperm(tokens), layout == "ranked", [KEPT])
+    x = torch.randn(1, tokens, width).half()
+    stream = RankedStream(x, place, selection) if layout == "ranked" else Stream(x.clone(), place, selection)
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "__call__", call)
+        for _ in range(cells):
+            out = x.new_empty(1, KEPT, width)
+            stream.normed(KEPT, "layer", 1e-6, None, None, out)
+            held = Memory([x.new_zeros(x.shape)], None, {})
+            stream.add(Update(held, held.results[0], out, x.new_ones(1, 1, width)))
+        stream.finish()
+    assert sum(touched) + 2 * tokens * width * size == step(shape, KEPT, size, layout)
 
 
 def test_what_is_beside_the_rows_is_little():
