@@ -51,7 +51,7 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
 """Method -> its one natural knob, and the values that ``--sweep`` gives it."""
 
 LANGUAGE_KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "elastic": ("gamma", (0.5, 0.8, 0.9, 0.95)),
+    "elastic": ("threshold", (0.5, 0.8, 0.9, 0.95)),
     "window": ("refresh", (4, 8, 16, 32)),
     "flashblock": ("dirty", (1, 2, 3, 4)),
     "dkv": ("refresh", (2, 4, 8, 16)),
