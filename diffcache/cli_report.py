@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,7 @@ def report(
     from .media.request import short_name
     from .zoo import is_language_model
 
+    against = _Against.of(baseline, tolerance)
     target = out or Path("out") / f"report-{short_name(model)}"
     shared = {"steps": steps, "out": target, "sweep": sweep, "prompts": prompts}
     shared |= {"resume": resume, "overwrite": overwrite}
@@ -82,28 +84,50 @@ def report(
         if asked.prompt is not None:
             raise ConfigError("prompt: one prompt is no measurement, must be a file of them: --prompts FILE")
         given = {**shared, **decoding.options, "guidance": asked.guidance, "problems": problems}
-        _report_text(model, methods, given, asked, baseline, tolerance)
+        _report_text(model, methods, given, asked, against)
         return
     refuse_texts(model, **decoding.options, problems=problems)
-    _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, baseline, tolerance)
+    _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, against)
 
 
-def _report_pictures(
-    model: str,
-    methods: str | None,
-    shared: dict[str, Any],
-    asked: Asked,
-    baseline: Path | None,
-    tolerance: float | None,
-) -> None:
+@dataclass(frozen=True)
+class _Against:
+    """An older report, and the share of a figure that may be lost against it."""
+
+    baseline: Path | None
+    tolerance: float
+
+    @classmethod
+    def of(cls, baseline: Path | None, tolerance: float | None) -> _Against:
+        tolerance = 0.05 if tolerance is None else tolerance
+        if not 0 < tolerance < 1:
+            raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
+        return cls(baseline, tolerance)
+
+    def load(self, *kind: type) -> Any:
+        """The older report, None where none was asked for."""
+        from .report import load_report
+
+        return None if self.baseline is None else load_report(self.baseline, "baseline", *kind)
+
+    def judge(self, lost: list[Loss]) -> None:
+        """Says what methods lost; exit code 1 where one did."""
+        from .media.terminal import say
+
+        said = "\n".join(f"worse than the baseline: {loss}" for loss in lost)
+        say(said or f"no loss beyond {self.tolerance:.0%}")
+        if lost:
+            raise typer.Exit(1)
+
+
+def _report_pictures(model: str, methods: str | None, shared: dict[str, Any], asked: Asked, against: _Against) -> None:
     from .media.request import check_model
     from .media.terminal import StepProgress, console, say, summarise
 
-    tolerance = _tolerated(tolerance)
     check_model(model)
-    from .report import load_report, losses, run
+    from .report import losses, run
 
-    before = None if baseline is None else load_report(baseline, "baseline")
+    before = against.load()
     options = {name: value for name, value in asked.content.items() if value is not None}
     place = {"dtype": asked.dtype, "device": asked.device}
     with StepProgress(console()) as progress:
@@ -111,40 +135,15 @@ def _report_pictures(
     title = f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds"
     summarise(title, _facts(found, shared["out"]))
     if before is not None:
-        _judge(losses(found, before, tolerance), tolerance)
+        against.judge(losses(found, before, against.tolerance))
 
 
-def _tolerated(tolerance: float | None) -> float:
-    tolerance = 0.05 if tolerance is None else tolerance
-    if not 0 < tolerance < 1:
-        raise ConfigError(f"tolerance: {tolerance} is out of range, must be between 0 and 1, e.g. 0.05")
-    return tolerance
-
-
-def _judge(lost: list[Loss], tolerance: float) -> None:
-    """Says what methods lost against the baseline; exit code 1 where one did."""
-    from .media.terminal import say
-
-    say("\n".join(f"worse than the baseline: {loss}" for loss in lost) or f"no loss beyond {tolerance:.0%}")
-    if lost:
-        raise typer.Exit(1)
-
-
-def _report_text(
-    model: str,
-    methods: str | None,
-    shared: dict[str, Any],
-    asked: Asked,
-    baseline: Path | None,
-    tolerance: float | None,
-) -> None:
+def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked: Asked, against: _Against) -> None:
     from .media.terminal import StepProgress, console, say, summarise, tabulate
-    from .report import load_report
     from .report.language import TextReport, run, text_losses
     from .report.language.table import COLUMNS, facts, rows
 
-    tolerance = _tolerated(tolerance)
-    before = None if baseline is None else load_report(baseline, "baseline", TextReport)
+    before = against.load(TextReport)
     place = {"dtype": asked.dtype, "device": asked.device}
     with StepProgress(console(), "") as progress:
         found = run(model, methods, **shared, **place, on_prompt=progress, say=say, command=_command())
@@ -153,7 +152,7 @@ def _report_text(
     written = [("page", str(target / "report.html")), ("data", str(target / "report.json"))]
     summarise(f"{found.model.name}, {len(found.asked)} prompts", [*facts(found), *written])
     if before is not None:
-        _judge(text_losses(found, before, tolerance), tolerance)
+        against.judge(text_losses(found, before, against.tolerance))
 
 
 def _command() -> str:

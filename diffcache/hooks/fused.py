@@ -23,11 +23,10 @@ from torch import Tensor
 from .lessons import NORMS, BlockLesson, Source
 from .outputs import Template, flatten
 from .packed import PackedPass
-from .ranked_stream import RankedStream
-from .residual_stream import Stream, Update
 from .selection import Place
 from .steady import Giving, Noting, Products
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
+from .token_stream import TokenStream, Update
 
 #: rows behind those of the parts: zeros, and ones of both signs
 ZERO, SIGNS = 0, 1
@@ -76,7 +75,7 @@ class Within:
     """
 
     lesson: BlockLesson
-    stream: Stream | RankedStream
+    stream: TokenStream
     tensors: list[Tensor]
     look: Look
     made: dict[int, tuple[Tensor, Tensor, int]]
@@ -97,7 +96,7 @@ class FusedPass(PackedPass):
     def _through(
         self,
         lesson: BlockLesson,
-        stream: Stream | RankedStream,
+        stream: TokenStream,
         alive: int,
         tensors: list[Tensor],
         template: Template,

@@ -19,9 +19,10 @@ from torch import Tensor
 from .lessons import BlockLesson
 from .outputs import Template, flatten
 from .ranked_stream import RankedStream
-from .residual_stream import Stream, Update
+from .residual_stream import Stream
 from .selection import Place
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
+from .token_stream import TokenStream, Update
 
 
 class Broken(Exception):
@@ -40,7 +41,7 @@ class PackedPass(PartialPass):
         super().__init__(*args)
         self.blocks, self._poison = blocks, poison
         self._alive: dict[Call, int] = {}
-        self._stream: Stream | RankedStream | None = None
+        self._stream: TokenStream | None = None
         self._fresh: dict[tuple[Call, int], Tensor] = {}
         self._inside: Callable[..., Any] | None = None
 
@@ -73,7 +74,7 @@ class PackedPass(PartialPass):
     def _through(
         self,
         lesson: BlockLesson,
-        stream: Stream | RankedStream,
+        stream: TokenStream,
         alive: int,
         tensors: list[Tensor],
         template: Template,
@@ -113,7 +114,7 @@ class PackedPass(PartialPass):
     def _needed(self, lesson: BlockLesson) -> int:
         return max([1, *(self._count(name, layer, kind) for (name, _), layer, kind, _ in lesson.units)])
 
-    def _enter(self, lesson: BlockLesson, tensor: Tensor) -> Stream | RankedStream:
+    def _enter(self, lesson: BlockLesson, tensor: Tensor) -> TokenStream:
         stream, place = self._stream, lesson.inputs[lesson.stream]
         if stream is not None and stream.face is not tensor:
             self.end()
@@ -229,7 +230,7 @@ class PackedPass(PartialPass):
             answers.append(old)
         return held.template.rebuild(answers)
 
-    def _advance(self, lesson: BlockLesson, stream: Stream | RankedStream, gates: list[Tensor]) -> None:
+    def _advance(self, lesson: BlockLesson, stream: TokenStream, gates: list[Tensor]) -> None:
         """What was computed into the caches, and gate * cache onto the stream."""
         updates = []
         for (call, number), gate in zip(lesson.parts(self.lessons), gates, strict=True):

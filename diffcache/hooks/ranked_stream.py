@@ -12,41 +12,29 @@ import torch
 from torch import Tensor
 
 from ..kernels import accumulate, gather_norm, scatter_gather_norm, scatter_update
-from .residual_stream import Update
 from .selection import Place, Selection
 from .token_passes import Memory
+from .token_stream import TokenStream, Update
 
 
-class RankedStream:
-    """The hidden stream under way, in rank order.
+class RankedStream(TokenStream):
+    """In rank order; text rows stay where they are.
 
     Args:
         tensor: ``[B, length, D]`` in token order; not written to.
-        place: where the tokens are in it; text rows stay where they are.
+        place: where the tokens are in it.
         selection: the tokens of the pass, ranked.
-
-    Attributes:
-        whole: in rank order, ours to write to; in token order behind :meth:`finish`.
-        face: what blocks hand on for it.
-        rows: rows of the first ``count`` tokens, with text, where blocks run on them; else ``whole``.
     """
 
     def __init__(self, tensor: Tensor, place: Place, selection: Selection) -> None:
-        self._place, self._selection = place, selection
-        self.count = tokens = selection.tokens
-        self.whole = self.face = self.rows = selection.take(tensor, place, tokens)
+        super().__init__(selection.take(tensor, place, selection.tokens), place, selection)
         self._order = selection.order
         #: cache, gate and memory of every module that has run
         self._parts: list[tuple[Tensor, Tensor, Memory]] = []
         #: the last of them, while its fresh rows are not in its cache yet
         self._waiting: Update | None = None
         #: ends of ranges of rows, in order, each with the number of parts that it has been given
-        self._levels: list[tuple[int, int]] = [(tokens, 0)]
-
-    @property
-    def tokens(self) -> Tensor:
-        """The tokens' rows, in rank order."""
-        return self.whole.narrow(1, self._place.offset, self._selection.tokens)
+        self._levels: list[tuple[int, int]] = [(selection.tokens, 0)]
 
     def hand_on(self, poison: bool) -> Tensor:
         """What the block returns as its stream; with ``poison`` nobody but the next block can have any use for it."""
@@ -56,7 +44,6 @@ class RankedStream:
         return self.face
 
     def finish(self) -> Tensor:
-        """The complete stream in token order."""
         self.flush()
         self.unpack()
         out, start = torch.empty_like(self.whole), 0
@@ -71,7 +58,6 @@ class RankedStream:
     # -- rows for blocks that run on them --------------------------------------------------------------------------
 
     def narrow(self, count: int) -> None:
-        """Go on with the first ``count`` tokens in ``rows``."""
         if self.rows is self.whole:
             self.flush()
             self._settle(count, len(self._parts))
@@ -82,7 +68,6 @@ class RankedStream:
         self.count = count
 
     def unpack(self) -> None:
-        """Write ``rows`` back."""
         if self.rows is not self.whole:
             self._put_back(0)
             self._copy_text(self.whole, self.rows)
@@ -112,13 +97,11 @@ class RankedStream:
     # -- under kernels S, G, F and A -------------------------------------------------------------------------------
 
     def add(self, update: Update) -> None:
-        """Fresh rows into the cache, and gate * cache onto the stream, before anything reads either."""
         self.flush()
         self._parts.append((update.cache, update.gate, update.held))
         self._waiting = update if update.fresh.shape[1] else None
 
     def flush(self) -> None:
-        """Kernel S, if fresh rows wait."""
         update, self._waiting = self._waiting, None
         if update is None:
             return
@@ -137,14 +120,6 @@ class RankedStream:
         return self.tokens.narrow(1, 0, count)
 
     def normed(self, count: int, kind: str, eps: float, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-        """The same, normed and modulated, into ``out``: kernel F if one module's results wait, else G.
-
-        Args:
-            count: of tokens, >= 1.
-            kind, eps: of the norm.
-            scale, shift: ``[B, 1, D]``.
-            out: ``[B, count, D]``.
-        """
         norm = dict(scale=scale, shift=shift, eps=eps, kind=kind, out=out)
         update, done = self._waiting, len(self._parts)
         inverse = self._selection.inverse(count) if count == self._selection.tokens else None

@@ -10,9 +10,10 @@ import torch
 from triton.runtime import interpreter
 
 from diffcache.hooks.ranked_stream import RankedStream
-from diffcache.hooks.residual_stream import Stream, Update
+from diffcache.hooks.residual_stream import Stream
 from diffcache.hooks.selection import Place, Selection
 from diffcache.hooks.token_passes import Memory
+from diffcache.hooks.token_stream import Update
 from diffcache.kernels.dispatch import Kernel, interpreted
 from diffcache.kernels.roofline import KERNELS, bound, moved, step
 from diffcache.kernels.shapes import SHAPES, Shape, arguments
