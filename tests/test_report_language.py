@@ -148,11 +148,11 @@ def test_the_command_prints_the_table_and_says_where_the_page_is(tmp_path, promp
     assert "here/report.html" in out
     data = json.loads((tmp_path / "here" / DATA).read_text())
     mine = [sample["run"] for sample in data["rows"][0]["samples"]]
-    for run in (*mine, *(run for asked in data["asked"] for run in asked["runs"])):
-        run["seconds"] = 1.0  # the clock of a busy machine must not decide
+    for timed in (*mine, *(one for asked in data["asked"] for one in asked["runs"])):
+        timed["seconds"] = 1.0  # the clock of a busy machine must not decide
     (tmp_path / "here" / DATA).write_text(json.dumps(data))
-    for run in mine:
-        run["seconds"] = 0.1
+    for timed in mine:
+        timed["seconds"] = 0.1
     (tmp_path / "before.json").write_text(json.dumps(data))
     again = [*arguments, "--out", "here", "--resume", "--baseline"]
     for baseline, code, said in (("before.json", 1, "worse than the baseline: freecache: tokens/s over vanilla fell"),
