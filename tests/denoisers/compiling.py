@@ -43,7 +43,8 @@ shows; do not edit.
 Counted is how often dynamo hands a graph to the backend in two generations of {steps} steps with two prompts, some of
 the steps predicted: for every recompilation and for every part between two breaks it would do so again. The column
 *bare* is the class as diffusers has it, the next ones are the same with a method (`interval`) at a site. Compiled
-results are bit for bit those without compilation, or *wrong*.
+results are bit for bit those without compilation, or *wrong*; *late*: the compiled class computes other steps, which
+cannot be compared, for the body is proved at a later one (counted in `stats()`).
 
 *Breaks*: where tracing the bare class stops and starts again. *Added*: breaks for reasons that the bare class does not
 have. *Why*: what breaks the bare class, and why it has more than one graph: kinds of blocks, and guards that failed.
@@ -57,6 +58,10 @@ _TABLE = """
 |---|---|---|---|---|---|---|---|
 """
 _TITLES = {"whole": "The whole denoiser compiled", "blocks": "Its blocks compiled, one by one"}
+
+
+WRONG, LATE = "wrong", "late"
+_ADDRESS = re.compile(r"0x[0-9a-f]+|\b\d{9,}\b")
 
 
 class Graphs(list):
@@ -77,7 +82,8 @@ class Count:
         breaks: of the class alone.
         added: reasons to break that came with a method.
         reasons: why it breaks and recompiles alone.
-        wrong: sites whose compiled results are not those without compilation, or which skipped nothing.
+        said: site -> ``wrong`` where compiled results are not those without compilation, or nothing was skipped;
+            ``late`` where other steps were computed.
     """
 
     bare: int
@@ -85,34 +91,34 @@ class Count:
     breaks: int
     added: tuple[str, ...]
     reasons: tuple[str, ...]
-    wrong: tuple[str, ...]
+    said: Mapping[str, str]
 
     def cells(self) -> list[str]:
         found = {"bare": self.bare, **{site: self.sites[site] for site in SITES}}
-        graphs = [f"{number}{' wrong' if site in self.wrong else ''}" for site, number in found.items()]
+        graphs = [f"{number} {self.said.get(site, '')}".strip() for site, number in found.items()]
         return [*graphs, str(self.breaks or ""), str(len(self.added) or "")]
 
 
 def count(name: str, way: str) -> Count:
     """Count the graphs of a class in one way of compiling: ``whole`` or ``blocks``."""
     graphs, model = _compiled(name, way)
-    right = [] if equal(_run(name, model), _run(name, DENOISERS[name].tiny())) else ["bare"]
+    said = {} if equal(_run(name, model), _run(name, DENOISERS[name].tiny())) else {"bare": WRONG}
     bare, breaks, kinds = len(graphs), sum(counters["graph_break"].values()), set(counters["graph_break"])
     reasons = (*_kinds(model, way), *sorted({*map(_breaking, kinds), *_recompiling()}))
-    sites, added, wrong = {}, set(), right
+    sites, added = {}, set()
     for site in AROUND[way]:
         before = len(graphs)
-        wrong += _wrong(name, model, site)
+        said[site] = _word(name, model, site)
         restore(model)
         sites[site] = bare + len(graphs) - before
         added |= set(counters["graph_break"]) - kinds
     for site in (site for site in SITES if site not in AROUND[way]):
         graphs, model = _compiled(name, way)
-        wrong += _wrong(name, model, site)
+        said[site] = _word(name, model, site)
         sites[site] = len(graphs)
         added |= set(counters["graph_break"]) - kinds
     torch.compiler.reset()
-    return Count(bare, sites, breaks, tuple(sorted(added)), reasons, tuple(wrong))
+    return Count(bare, sites, breaks, tuple(sorted(added)), reasons, said)
 
 
 def _compiled(name: str, way: str) -> tuple[Graphs, nn.Module]:
@@ -126,12 +132,16 @@ def _compiled(name: str, way: str) -> tuple[Graphs, nn.Module]:
     return graphs, model
 
 
-def _wrong(name: str, model: nn.Module, site: str) -> list[str]:
-    """The site, if the compiled model does not do there what the model as it is written does."""
+def _word(name: str, model: nn.Module, site: str) -> str:
+    """What is to be said where the compiled model does not do what the model as it is written does."""
     plain = _method(DENOISERS[name].tiny(), site)
     found, wanted = _run(name, _method(model, site)), _run(name, plain)
-    skips = "c" in model.diffcache.stats().segments[-1].decisions
-    return [] if skips and equal(found, wanted) else [site]
+    done, meant = ([s.decisions for s in m.diffcache.stats().segments] for m in (model, plain))
+    if "c" not in done[-1]:
+        return WRONG
+    if done != meant:
+        return LATE
+    return "" if equal(found, wanted) else WRONG
 
 
 def _method(model: nn.Module, site: str) -> nn.Module:
@@ -159,7 +169,7 @@ def _breaking(reason: str) -> str:
     """The title of a break, and what it is about."""
     title, _, rest = reason.partition("\n")
     about = re.search(r"`([^`]+)`", rest)
-    return f"breaks: {title}" + (f" (`{about[1]}`)" if about else "")
+    return f"breaks: {title}" + (f" (`{_ADDRESS.sub('…', about[1])}`)" if about else "")
 
 
 def _recompiling() -> set[str]:
@@ -169,7 +179,7 @@ def _recompiling() -> set[str]:
 
 def _guard(reason: str) -> str:
     reason = re.sub(r"^\d+/\d+: ", "", reason.strip().split("\n")[0])
-    return re.sub(r"0x[0-9a-f]+|\b\d{9,}\b", "…", reason.partition("  # ")[0]).replace("|", "/").replace("`", "'")
+    return _ADDRESS.sub("…", reason.partition("  # ")[0]).replace("|", "/").replace("`", "'")
 
 
 def row(name: str, way: str) -> str:
@@ -198,6 +208,11 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split(" | ")][1 : len(SITES) + 4]
 
 
+def numbers(row: list[str]) -> list[int]:
+    """Graphs bare and at each site; a word may stand behind."""
+    return [int(cell.split()[0]) for cell in row[: 1 + len(SITES)]]
+
+
 def page(rows: Rows) -> str:
     """The page with these rows."""
     parts = [_HEAD.format(version=diffusers.__version__, steps=STEPS)]
@@ -210,13 +225,16 @@ def page(rows: Rows) -> str:
 def _summary(lines: list[str]) -> str:
     found = [cells(line) for line in lines]
     once = sum(way[0] == "1" for way in found)
-    twice = sum(max(map(int, way[1 : 1 + len(SITES)])) <= 2 * int(way[0]) for way in found)
+    graphs = [numbers(way) for way in found]
+    twice = sum(max(sites) <= 2 * bare for bare, *sites in graphs)
+    wrong, late = (sum(any(word in cell for cell in way) for way in found) for word in (WRONG, LATE))
     breaks, added = sum(bool(way[-2]) for way in found), sum(bool(way[-1]) for way in found)
     missing = len(DENOISERS) - len(lines)
     return (
         f"Of {len(lines)} classes {once} have one graph bare, and {breaks or 'none'} break when bare. With a method at "
         f"any site {twice} have at most two graphs for\none of the bare class, one that computes and one that reuses; "
-        f"methods add a break to {added or 'none'}." + (f"\n{missing} classes are not counted yet." if missing else "")
+        f"methods add a break to {added or 'none'}, {wrong or 'none'} is *wrong* at some site,\n"
+        f"{late or 'none'} *late*." + (f"\n{missing} classes are not counted yet." if missing else "")
     )
 
 

@@ -34,7 +34,7 @@ def trade_off(lines: Sequence[TextLine], metric: str, looks: dict[str, Style], v
         for line, x, y in zip(members, xs, ys, strict=True):
             _point(axes, line, x, y, look, metric)
     speed_axis(axes, [line.speed.median for line in lines])
-    values = [100 * value_of(line, metric) for line in lines] + [100 * vanilla]
+    values = [100 * vanilla, *(end for line in lines for end in _ends(line, metric))]
     room = 0.1 * (max(values) - min(values)) + 2
     axes.set_ylim(max(min(values) - room, -3), min(max(values) + room, 103))
     axes.set_ylabel(LABELS[metric], color=INK)
@@ -43,13 +43,18 @@ def trade_off(lines: Sequence[TextLine], metric: str, looks: dict[str, Style], v
 
 
 def _point(axes: object, line: TextLine, x: float, y: float, look: Style, metric: str) -> None:
-    if metric == "right" and line.right is not None:
-        over = [100 * line.right.low, 100 * line.right.high]
-        axes.plot([x, x], over, color=look.color, linewidth=1, alpha=0.35, zorder=1)
+    axes.plot([x, x], _ends(line, metric), color=look.color, linewidth=1, alpha=0.35, zorder=1)
     axes.plot([line.speed.low, line.speed.high], [y, y], color=look.color, linewidth=1, alpha=0.35, zorder=1)
     face = look.color if line.best else "none"
     (mark,) = axes.plot([x], [y], look.marker, color=look.color, markerfacecolor=face, markersize=7.5, zorder=3)
     mark.set_gid(f"tip|{line.name}: {x:.2f}x, {y:.1f}%")
+
+
+def _ends(line: TextLine, metric: str) -> tuple[float, float]:
+    """Of the interval in percent; twice the value where there is none."""
+    if metric == "agreement" or line.right is None:
+        return 100 * value_of(line, metric), 100 * value_of(line, metric)
+    return 100 * line.right.low, 100 * line.right.high
 
 
 def value_of(line: TextLine, metric: str) -> float:

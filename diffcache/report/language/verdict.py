@@ -61,7 +61,7 @@ def _say_control(line: TextLine, fastest: float, known: bool) -> list[str]:
     over = 100 * margin.over.mean
     at = "at that speed" if fastest >= line.speed.median / NEAR else f"{fastest:.2f}x at most"
     if margin.verdict == "tie":
-        return [f"Vanilla with fewer steps, {at}, ties with it ({what}: {-over:+.1f} points)."]
+        return [f"Vanilla with fewer steps, {at}, ties with it ({what}: {0.0 - over:+.1f} points)."]
     word = "fewer" if over > 0 else "more"
     return [f"Vanilla with fewer steps, {at}, has {abs(over):.1f} points {word} of {what}."]
 
