@@ -5,7 +5,7 @@
 Every row runs on every seed before the next seed begins; seeds are others than those of a calibration. PSNR is that of
 the decoded result against dense. Work is the share of block calls and tokens; time is processor time of the whole
 pipeline over that of the dense runs, whose seeds it shares, so that other load on the machine does not count. Rows that
-are above diffsparse are named below the table. Prints a Markdown table.
+are above diffsparse are named below the table. Writes a Markdown table after each seed, and prints the last.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,8 @@ def random_table(shape: tuple[int, int], budget: float, seed: int) -> np.ndarray
     return np.concatenate([np.ones((1, units)), levels[found].reshape(steps - 1, units)])
 
 
-def measure(model: str, schedule: Path, seeds: int, random: int) -> list[Row]:
-    """Every row on every seed."""
+def measure(model: str, schedule: Path, seeds: int, random: int) -> Iterator[list[Row]]:
+    """Every row on one seed after the other; what there is after each."""
     calibration = read_calibration(schedule)
     (expert,) = calibration.experts.values()
     pipe, entry = load_pipeline(model), list_models()[model]
@@ -132,15 +132,16 @@ def measure(model: str, schedule: Path, seeds: int, random: int) -> list[Row]:
                 dense = clip if dense is None else dense
                 row.psnr.append(fidelity(clip.pixels, dense.pixels).psnr)
                 progress.advance(task)
-    return found
+            yield found
 
 
-def table(model: str, found: list[Row], seeds: int) -> str:
+def table(model: str, found: list[Row]) -> str:
     """Markdown, and what is above diffsparse."""
     dense, ours, *others = found
+    seeds = len(ours.psnr)
     random = [row for row in others if row.label.startswith("5")]
     best = max(random, key=lambda row: statistics.mean(row.psnr))
-    best.label = f"5 random tables, best of {len(random)}"
+    best = replace(best, label=f"5 random tables, best of {len(random)}")
     shown = [ours, *(row for row in others if row not in random), best]
     shown[1:] = sorted(shown[1:], key=lambda row: row.label)
     lines = [f"### {model}: {dense.steps} steps, {seeds} held-out seeds", ""]
@@ -167,11 +168,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     files = options.schedule or [Path(list_models()[m].methods["diffsparse"]["schedule"]) for m in options.models]
     for model, schedule in zip(options.models, files, strict=True):
-        found = measure(model, schedule, options.seeds, options.random)
-        text = table(model, found, options.seeds)
-        (options.out / f"{model}.md").write_text(text + "\n")
-        (options.out / f"{model}.json").write_text(json.dumps({r.label: r.psnr for r in found}, indent=1))
-        print(text, flush=True)
+        for found in measure(model, schedule, options.seeds, options.random):
+            (options.out / f"{model}.md").write_text(table(model, found) + "\n")
+            (options.out / f"{model}.json").write_text(json.dumps({r.label: r.psnr for r in found}, indent=1))
+        print((options.out / f"{model}.md").read_text(), flush=True)
 
 
 if __name__ == "__main__":
