@@ -213,6 +213,16 @@ def test_families_are_read_between_their_rows_at_equal_time_and_equal_quality():
     assert "| a:x=3 | 3.00x | 2.54x | 33% | 10.0 | 10.0 | 0 of 4 |" in text
 
 
+def test_the_next_best_is_of_another_method():
+    rows = {"a:x=1": (2.0, [50.0, 52, 54, 56]), "a:x=2": (3.5, [41.0, 43, 45, 47]), "a:goal=30": (3.5, [30.0] * 4)}
+    report = planted({**rows, **CURVE})
+    report.row("a:goal=30").family = "a:goal=30"
+    found = summarise(report)
+    assert [s.family for s in found.standings] == ["a", "a:goal=30", "fewer-steps"]
+    (lead,) = leads(found.lines, (3.0,))
+    assert (lead.best, lead.second) == ("a", "fewer-steps")
+
+
 def test_control_that_wins_is_said_to_win():
     found = summarise(planted({"a": (2.0, [20.0, 21, 22, 23]), **CURVE}))
     assert "nothing beats fewer steps" in found.verdict[0]

@@ -108,12 +108,18 @@ class Lead:
 
 
 def leads(lines: Sequence[Line], times: Sequence[float]) -> list[Lead]:
-    """At each speed-up that two families reach."""
+    """At each speed-up that two methods reach: the best family, and the best one of another method."""
     found = []
     for speed in times:
         values = {curve.family: v for curve in curves(lines) if (v := curve.values_at(speed))}
         order = sorted(values, key=lambda name: -mean(values[name].values()))
-        if len(order) > 1:
-            best, second = order[:2]
-            found.append(Lead(speed, best, second, compare(values[best], values[second])))
+        others = [name for name in order if _method(name) != _method(order[0])]
+        if others:
+            found.append(Lead(speed, order[0], others[0], compare(values[order[0]], values[others[0]])))
     return found
+
+
+def _method(family: str) -> str:
+    """``auto:min_psnr=30`` is a family beside ``auto``, of the same method."""
+    name, setting, _ = family.partition("=")
+    return name.rpartition(":")[0] if setting else family
