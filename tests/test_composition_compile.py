@@ -93,6 +93,14 @@ def test_as_many_graphs_for_all_steps_branches_and_calls(way, site, order, graph
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize(("way", "site"), [("in place", "body"), ("wrapped", "block"), ("blocks", "module")])
+def test_hooks_that_never_skip_run_the_graph_of_the_bare_model(way, site, graphs):
+    pipe = composed(WAYS[way](graphs), "before", site=site, max_skip=0)
+    assert torch.equal(run_wan(pipe, 6), run_wan(wan_pipeline(), 6))
+    assert len(graphs) == 1
+    assert not counters["graph_break"]
+
+
 @pytest.mark.parametrize("way", ["blocks", pytest.param("in place", marks=SLOW)])
 def test_extrapolated_module_results_are_summed_inside_the_graph(way, graphs):
     """The weights come in as a tensor: another distance to the computed steps is no other graph."""

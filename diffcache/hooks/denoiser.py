@@ -107,7 +107,7 @@ class DenoiserHook(ModelHook):
         began = Mark(_device(inputs))
         turn = self._enter(self.sessions.now, inputs, len(args))
         if self.places:
-            self._choose_graphs(inputs)
+            self._choose_graphs(inputs, keeps=turn is None or turn.segment.keeps)
         forward = self.fn_ref.original_forward
         if turn is None:
             return forward(*args, **kwargs)
@@ -135,9 +135,13 @@ class DenoiserHook(ModelHook):
             branch.predict_watch.lap(began)
         return answer.result
 
-    def _choose_graphs(self, inputs: dict[str, Any]) -> None:
-        """What is compiled around the site's hooks runs as it is written while the site has to learn from it."""
-        learns = self.site.learns(tuple(getattr(v, "shape", v) for v in leaves(inputs) if not isinstance(v, float)))
+    def _choose_graphs(self, inputs: dict[str, Any], keeps: bool) -> None:
+        """What is compiled around the site's hooks runs as it is written while the site has to learn from it.
+
+        Where nothing is kept there is nothing to learn.
+        """
+        form = tuple(getattr(v, "shape", v) for v in leaves(inputs) if not isinstance(v, float))
+        learns = keeps and self.site.learns(form)
         for place in self.places:
             place.compile(not learns)
 

@@ -57,6 +57,8 @@ class Port:
 
     def run(self, module: nn.Module, forward: Any, args: Any, kwargs: Mapping[str, Any], residual: bool) -> Any:
         """The unit's call. Traced: no step, no name, no address may be read here."""
+        if self.given is None and not self.takes:
+            return forward(*args, **kwargs)  # a pass that keeps nothing: a count would be another graph at each call
         index, self.count = self.count, self.count + 1
         streams = named_tensors(module, args, kwargs) if residual else {}
         if self.given is not None:
@@ -64,9 +66,8 @@ class Port:
             values = _blend(self.given[index], self.weights)
             return passage.template.rebuild(passage.onto(streams, values))
         result = forward(*args, **kwargs)
-        if self.takes:
-            results = tensors_in_order(result)
-            self.taken.append(self.passages[index].added(streams, results) if residual else results)
+        results = tensors_in_order(result)
+        self.taken.append(self.passages[index].added(streams, results) if residual else results)
         return result
 
 
@@ -107,9 +108,9 @@ class FeederPort:
         self.idle, self.like, self.results = True, like, results
 
     def run(self, forward: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        index, self.count = self.count, self.count + 1
         if not self.idle:
             return forward(*args, **kwargs)
+        index, self.count = self.count, self.count + 1
         known = self.results[index]
         return known.template.rebuild([placeholder(self.like, shape) for shape in known.shapes])
 
