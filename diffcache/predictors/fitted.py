@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class Plan:
         timesteps: what the sampler passes to the denoiser; empty if unknown.
         spread: branch -> for each step the variance of the outputs of dense trajectories; only ratios matter. Empty if
             that is not known.
+        starts: first step of each segment, where one denoiser takes over from another: computed, and what was computed
+            before it is not predicted from.
     """
 
     steps: int
@@ -37,6 +40,7 @@ class Plan:
     limits: tuple[float, ...]
     timesteps: tuple[float, ...] = ()
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    starts: tuple[int, ...] = (0,)
     _chosen: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -53,16 +57,30 @@ class Plan:
 
     def before(self, step: int) -> tuple[int, ...]:
         """The computed steps that a prediction for ``step`` is made of, newest first."""
-        return before(self.computed, step)
+        return before(self.computed, step, max(start for start in self.starts if start <= step))
+
+    def segments(self) -> list[Plan]:
+        """That of each denoiser, whose steps are counted from its first one."""
+        return [self._cut(start, end) for start, end in pairwise((*self.starts, self.steps))]
+
+    def _cut(self, start: int, end: int) -> Plan:
+        return Plan(
+            end - start,
+            tuple(step - start for step in self.computed if start <= step < end),
+            {branch: rows[start:end] for branch, rows in self.weights.items()},
+            self.limits[start:end],
+            self.timesteps[start:end],
+            {branch: row[start:end] for branch, row in self.spread.items()},
+        )
 
 
-def before(computed: Sequence[int], step: int) -> tuple[int, ...]:
-    """The last :data:`DEPTH` of ``computed`` (rising) below ``step``, newest first.
+def before(computed: Sequence[int], step: int, start: int = 0) -> tuple[int, ...]:
+    """The last :data:`DEPTH` of ``computed`` (rising) below ``step``, newest first, and none below ``start``.
 
-    >>> before([0, 1, 2, 5, 9], 9)
-    (5, 2, 1)
+    >>> before([0, 1, 2, 5, 9], 9), before([0, 1, 2, 5, 9], 9, 2)
+    ((5, 2, 1), (5, 2))
     """
-    return tuple([s for s in computed if s < step][: -DEPTH - 1 : -1])
+    return tuple([s for s in computed if start <= s < step][: -DEPTH - 1 : -1])
 
 
 class Pilot:
