@@ -16,6 +16,7 @@ from ..schedules import Planned
 from ..schedules.calibration import Calibration, Expert
 from ..schedules.files import read_calibration
 from ..schedules.pilots import FilePilot, FirstRun
+from ..schedules.selectors import Selector
 from .calibrated import STEPS, CalibratedConfig
 from .checks import check_number
 
@@ -41,7 +42,10 @@ class AutoConfig(CalibratedConfig):
     the least time for ``min_psnr``. Without a file the plan that comes with the model is taken; else the first
     generation is computed in full, and the following ones are planned from it. See docs/auto.md.
 
-    Memory of one branch: ``4 * numel(output) * element_size`` bytes (three outputs and one sample).
+    Memory of one branch: ``4 * numel(output) * element_size`` bytes (three outputs and one sample). Under a plan with
+    levels, from the computed step before some until the next one, that of partial steps besides: over attention and
+    feed-forward modules the sum of ``numel(results) * element_size``, of ``numel(keys) + numel(values)`` of each
+    attention among the tokens, and the hidden stream, and 4 bytes a token.
 
     Args:
         speedup: how many times faster the denoiser shall be, >= 1. Default 2, if there is no ``min_psnr``.
@@ -61,7 +65,7 @@ class AutoConfig(CalibratedConfig):
         "speedup": (None,),
         "timesteps": (None,),
     }
-    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {"spread": (None, STEPS)}
+    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {"spread": (None, STEPS), "levels": (None, STEPS)}
 
     warmup: int = 1
     cooldown: int = 0
@@ -92,7 +96,11 @@ class AutoConfig(CalibratedConfig):
                     f"{self.schedule}: form: the file has {form!r}, this diffcache reads {FORM}; make it again with: "
                     f"diffcache calibrate --method {self.method}"
                 )
-        return super()._read()
+        known = super()._read()
+        for name, expert in known.experts.items():
+            if not _levels_fit(expert):
+                raise ScheduleFileError(f"{self.schedule}: damaged: levels of {name} is not right")
+        return known
 
     @property
     def needs_calibration(self) -> bool:
@@ -127,6 +135,7 @@ class AutoConfig(CalibratedConfig):
             lambda: Planned(pilot, self.guard, self.warmup, self.cooldown, self.max_skip),
             Fitted(pilot),
             calibration=known,
+            **tokens_of(pilot.plan),
         )
 
     def _count(self, steps: int) -> int:
@@ -202,4 +211,20 @@ def plan_of(expert: Expert, number: int) -> Plan:
     known = expert.numbers.get("spread")  # files of before it was measured lack it
     spread = {} if known is None else dict(zip(expert.branches, known.tolist(), strict=True))
     limits, timesteps = tuple(tables["limits"][number]), tuple(tables["timesteps"])
-    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread)
+    levels = tuple(expert.numbers["levels"][number].tolist()) if "levels" in expert.numbers else ()
+    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread, levels if any(levels) else ())
+
+
+def tokens_of(plan: Plan | None) -> dict[str, Any]:
+    """What a recipe has besides for a plan with levels: how tokens are ranked."""
+    return {"selector": Selector()} if plan is not None and plan.levels else {}
+
+
+def _levels_fit(expert: Expert) -> bool:
+    """Whether steps are computed for a share of the tokens only where they are not computed anyway."""
+    levels, computed = expert.numbers.get("levels"), expert.numbers["computed"]
+    if levels is None:  # a file without levels lacks it
+        return True
+    return levels.shape == computed.shape and bool(
+        ((levels >= 0) & (levels < 1) & ((levels == 0) | (computed == 0))).all()
+    )
