@@ -25,14 +25,16 @@ from diffcache.errors import CalibratingWarning
 from diffcache.hooks.forecast import Forecast
 from diffcache.learn import calibrate, describe, read_calibration, write_calibration
 from diffcache.learn.climbing import Climb
+from diffcache.learn.prices import Prices
 from diffcache.learn.refitting import surprises
 from diffcache.methods import make_config
 from diffcache.methods.auto import NINE, NOISE, assured, caution
 from diffcache.predictors.evidence import Evidence, Track
 from diffcache.predictors.fitted import before
-from diffcache.schedules.planning import Landscape, frontier, tabulate
+from diffcache.schedules.placing import splits_for
+from diffcache.schedules.planning import Landscape, Placements, frontier, tabulate
 
-from .models import FAMILIES, decisions, run_wan, wan_pipeline
+from .models import FAMILIES, decisions, run_wan, wan_pipeline, wan_two_experts
 from .reads import Reads, ignore_inside, watched
 
 STEPS = 12
@@ -136,8 +138,8 @@ def test_steps_that_the_guard_would_add_are_counted_on_calls_that_were_left_out(
     plan = tabulate(Evidence.of([walk(1)], 8), (0, 2, 3, 6))
     quiet, loud = np.full((1, 8), 0.1), np.full((1, 8), 0.1)
     loud[0, 2:7] = 0.2  # at 2 a step is computed that the plan has anyway, at 4 and 5 nothing is looked at
-    assert surprises(plan, [quiet, loud], 1.5) == 1.0
-    assert surprises(plan, [quiet, loud], 2.5) == 0.0
+    assert surprises(plan, [quiet, loud], 1.5) == [1.0]
+    assert surprises(plan, [quiet, loud], 2.5) == [0.0]
 
 
 def test_a_variance_that_goes_as_it_is_known_to_go_has_not_left():
@@ -148,6 +150,38 @@ def test_a_variance_that_goes_as_it_is_known_to_go_has_not_left():
     assert all(alarms(value, [0.4]) for value in (0.1, 2.1, inf, float("nan")))
     plan = replace(tabulate(Evidence.of([walk(1)], 8), (0, 2)), spread={"all": [4.0, 2.0, 1.0] + [1.0] * 5})
     assert (plan.change("all", 0, 2), plan.change("other", 0, 2)) == (0.25, 1.0)
+
+
+@pytest.mark.parametrize("prices", [(1.0, 1.0), (1.0, 2.5)])
+def test_what_two_denoisers_compute_is_the_best_that_the_budget_pays(prices):
+    """Against every placement there is; no span crosses the border, and both begin with a computed step."""
+    evidence = Evidence.of([walk(0), walk(1)], 8, starts=(0, 3))
+    landscape, room = Landscape(evidence), 5.2
+    splits = splits_for([3, 5], prices, room)
+    found = Placements(landscape, 8).best(splits)
+    assert {0, 3} <= set(found)
+    every = [p for n in range(3, 6) for p in combinations(range(8), n) if landscape.split(p) in splits]
+    cost = [sum(prices[step >= 3] for step in placement) for placement in every]
+    assert room - max(prices) < max(cost) <= room
+    assert landscape.error(found) <= 1.05 * min(map(landscape.error, every))
+    assert landscape.span((2, 0), 4) == inf
+    plan = tabulate(evidence, found)
+    assert plan.weights["all"][3] == [0.0] * 4
+    assert plan.before(5) == tuple(s for s in sorted(found, reverse=True) if 3 <= s < 5)
+    assert [part.computed[0] for part in plan.segments()] == [0, 0]
+
+
+def test_a_plan_is_paid_with_what_each_denoiser_costs():
+    prices = Prices((4, 6), ((1.0, 0.0, 0.0), (3.0, 0.5, 0.1)))
+    assert prices.dense == 22.0
+    assert prices.speedup((4, 6)) == pytest.approx(22.0 / 22.6)
+    assert prices.speedup((1, 2)) == pytest.approx(22.0 / (1 + 6 + 2 + 0.6))
+    for split in prices.splits(1.5):
+        assert prices.speedup(split) >= 1.5
+        assert all(
+            prices.speedup(more) < 1.5 for more in ((split[0], split[1] + 1), (split[0] + 1, split[1])) if more[0] < 5
+        )
+    assert not prices.splits(8.0)
 
 
 # -- a calibration and what runs with it -------------------------------------------------------------------------------
@@ -281,6 +315,69 @@ def test_an_interrupted_calibration_goes_on(tmp_path):
     calibrate(wan_pipeline(), "auto", [counted(1), counted(2)], kept=kept, **{**OPTIONS, "probes": 0})
     assert seen[:2] == [1, 1]  # other options: begun anew
     assert not kept.exists()
+
+
+# -- two denoisers that take turns -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A calibration of a random Wan 2.2 pipeline with two experts, and its file."""
+    path = tmp_path_factory.mktemp("experts") / "auto.safetensors"
+    write_calibration(calibrate(wan_two_experts(), "auto", [run(1), run(2)], **OPTIONS), path)
+    return read_calibration(path), str(path)
+
+
+def test_two_experts_run_under_one_plan(experts):
+    known, path = experts
+    high, low = known.experts["transformer"], known.experts["transformer_2"]
+    assert high.steps + low.steps == known.steps == STEPS
+    assert torch.equal(high.numbers["speedup"], low.numbers["speedup"])
+    assert all(bool((e.numbers["computed"][:, 0] == 1.0).all()) for e in (high, low))
+    plans = len(high.numbers["speedup"])
+    told = [label.partition(" ")[0] for label, _ in describe(known)]
+    assert told == ["trajectories"] + ["transformer"] * plans + ["transformer_2"] * plans
+    pipe = accelerate_pipeline(wan_two_experts(), "auto", schedule=path, speedup=1.5, guard=inf)
+    sample = run(3)(pipe)
+    number = max(
+        (i for i, s in enumerate(high.numbers["speedup"].tolist()) if s >= NOISE * 1.5),
+        key=lambda i: float(high.numbers["psnr"][i].mean()),
+    )
+    wanted = ["".join("F" if c else "c" for c in e.numbers["computed"][number].tolist()) for e in (high, low)]
+    assert decisions(pipe) == [wanted[0]] * 2 + [wanted[1]] * 2
+    assert "c" in "".join(wanted)
+    restore(pipe)
+    dense = run(3)(pipe)
+    assert not torch.equal(sample, dense)
+    assert float((sample - dense).norm() / dense.norm()) < 0.1
+
+
+def test_a_plan_of_two_experts_is_for_their_boundary_and_for_both(experts):
+    _, path = experts
+    pipe = accelerate_pipeline(wan_two_experts(boundary=0.4), "auto", schedule=path)
+    with pytest.raises(ScheduleFileError, match="steps of transformer: made for 5, but here it is 8"):
+        run(1)(pipe)
+    with pytest.raises(ScheduleFileError, match="model: made for transformer and transformer_2, but here it is trans"):
+        accelerate_pipeline(wan_pipeline(), "auto", schedule=path)
+    with pytest.raises(ConfigError, match=r"calls: transformer_2 never ran .* change the boundary between them"):
+        calibrate(wan_two_experts(boundary=0.0), "auto", [run(1), run(2)], **OPTIONS)
+
+
+def test_files_whose_experts_disagree_are_refused(experts, tmp_path):
+    known, _ = experts
+    low = known.experts["transformer_2"]
+    other = replace(low, numbers={**low.numbers, "psnr": low.numbers["psnr"] + 1.0})
+    write_calibration(replace(known, experts={**known.experts, "transformer_2": other}), tmp_path / "a.safetensors")
+    with pytest.raises(ScheduleFileError, match="damaged: the plans of transformer and transformer_2 differ"):
+        make_config("auto", schedule=tmp_path / "a.safetensors")
+
+
+def test_two_experts_without_a_calibration_are_measured_in_their_first_generation():
+    pipe, bare = accelerate_pipeline(wan_two_experts(), "auto", speedup=2), wan_two_experts()
+    with pytest.warns(CalibratingWarning, match="no calibration for 5 steps"):
+        assert torch.equal(run(1)(pipe), run(1)(bare))
+    run(2)(pipe)
+    assert [text[0] + str(text.count("F")) for text in decisions(pipe)] == ["F2", "F2", "F3", "F3"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

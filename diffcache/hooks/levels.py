@@ -185,4 +185,4 @@ def _put(cache: LevelCache, chosen: Tensor, part: Tensor, guess: Tensor) -> Tens
 
 def fitted_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> FittedSite:
     """The site of a plan; without levels nothing inside the denoiser has to be held or hooked."""
-    return FittedSite(anatomy, recipe) if recipe.selector is None else LevelSite(model, anatomy, recipe)
+    return LevelSite(model, anatomy, recipe) if recipe.predictor.pilot.levelled else FittedSite(anatomy, recipe)

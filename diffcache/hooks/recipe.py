@@ -55,6 +55,7 @@ class Recipe:
         calibration: what the method's numbers were measured on, or None; another model or sampler is refused.
         calibrated: with a calibration, makes the schedule of the denoiser of that name; has precedence.
         tabled: with a calibration, the table of the denoiser of that name.
+        predicted: with a plan for each denoiser, the predictor of the one of that name; has precedence.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Recipe:
     calibrated: Callable[[str], Schedule] | None = None
     table: KeepTable | None = None
     tabled: Callable[[str], KeepTable] | None = None
+    predicted: Callable[[str], Predictor] | None = None
 
     @cached_property
     def rest(self) -> Rest:
@@ -99,4 +101,5 @@ class Recipe:
         if self.calibrated is None:
             return self
         table = self.table if self.tabled is None else self.tabled(expert)
-        return replace(self, schedule=partial(self.calibrated, expert), table=table)
+        predictor = self.predictor if self.predicted is None else self.predicted(expert)
+        return replace(self, schedule=partial(self.calibrated, expert), table=table, predictor=predictor)

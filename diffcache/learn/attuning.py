@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..predictors.fitted import before
 from ..schedules.planning import Landscape
 
 #: curves that are tried: natural logarithms at the end of the trajectory (less those at its begin), and of its middle
@@ -43,7 +42,7 @@ def _spans(landscape: Landscape, computed: Sequence[int]) -> tuple[np.ndarray, n
     ends = [*computed[1:], landscape.steps]
     spans = [(start, end) for start, end in zip(computed, ends, strict=True) if end > start + 1]
     places = np.array([start + end for start, end in spans]) / (landscape.steps - 1) - 1.0
-    return places, np.array([landscape.span(before(computed, end), end) for _, end in spans])
+    return places, np.array([landscape.span(landscape.before(computed, end), end) for _, end in spans])
 
 
 def _curve(places: np.ndarray, tilt: float, bow: float) -> np.ndarray:

@@ -6,10 +6,11 @@ gains are bent to agree with all runs so far, and the placement that is best the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
-from ..schedules.placing import Steps, shifted
-from ..schedules.planning import Landscape, frontier
+from ..schedules.placing import Split, Steps, shifted
+from ..schedules.planning import Landscape, Placements
 from .attuning import attune
 
 
@@ -25,37 +26,46 @@ class Climb:
         self._landscapes, self._score = landscapes, score
         self.seen: dict[Steps, float] = {}
 
-    def best(self, starts: Sequence[Steps], trials: int) -> Steps:
-        """The best of these placements, all of one length, and of at most ``trials`` others."""
+    def best(self, starts: Sequence[Steps], trials: int, splits: Collection[Split] | None = None) -> Steps:
+        """The best of these placements, and of at most ``trials`` others.
+
+        Args:
+            starts: to begin with.
+            trials: others that are run.
+            splits: how the computed steps may be split over the segments; by default as in the first of ``starts``.
+        """
         starts = list(dict.fromkeys(starts))
         if len(starts) == 1 and not trials:
             return starts[0]
-        count = len(starts[0])
+        splits = frozenset(splits or [self._landscapes[0].split(starts[0])])
         for computed in starts:
             self._look(computed)
         for trial in range(trials):
-            found = self._proposal(count, near=trial % 2 == 1)
+            found = self._proposal(splits, near=trial % 2 == 1)
             if found is None:
                 break
             self._look(found)
-        return self._top(count)
+        return self._top(splits)
 
     def _look(self, computed: Steps) -> None:
         if computed not in self.seen:
             self.seen[computed] = self._score(computed)
 
-    def _top(self, count: int) -> Steps:
-        return max((computed for computed in self.seen if len(computed) == count), key=self.seen.__getitem__)
+    def _top(self, splits: Collection[Split]) -> Steps:
+        return max(filter(partial(self._fits, splits), self.seen), key=self.seen.__getitem__)
 
-    def _proposal(self, count: int, near: bool) -> Steps | None:
+    def _fits(self, splits: Collection[Split], computed: Steps) -> bool:
+        return self._landscapes[0].split(computed) in splits
+
+    def _proposal(self, splits: Collection[Split], near: bool) -> Steps | None:
         """What is promising now and has not been run: the best of all, or of what differs little from the best run."""
         known = self._landscapes[0]
         landscape = Landscape(known.evidence, known.gains * attune(known, self.seen))
-        whole = None if near else frontier(landscape, count, count).get(count)
+        whole = None if near else Placements(landscape, max(map(max, splits))).best(splits)
         if whole is not None and whole not in self.seen:
             return whole
-        fresh = [computed for computed in self._near(count) if computed not in self.seen]
+        fresh = [computed for computed in self._near(splits) if computed not in self.seen]
         return min(fresh, key=landscape.error, default=None)
 
-    def _near(self, count: int) -> Iterator[Steps]:
-        return shifted(self._top(count), self._landscapes[0].steps)
+    def _near(self, splits: Collection[Split]) -> Iterator[Steps]:
+        return filter(partial(self._fits, splits), shifted(self._top(splits), self._landscapes[0].steps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -129,12 +129,9 @@ def _put_on(pipe: Any, ear: type[Ear], reporter: Reporter) -> dict[str, Ear]:
 
 def _check_tracks(tracks: Sequence[Track], experts: Sequence[str]) -> None:
     """Every denoiser ran, to the end, and all trajectories were alike."""
+    check_ran(experts, [track.expert for track in tracks])
     for name in experts:
         mine = [track for track in tracks if track.expert == name]
-        if not mine:
-            raise ConfigError(
-                f"calls: {name} never ran with a known number of steps; a bare denoiser samples in denoising(...)"
-            )
         _alike(f"steps of {name}", [track.steps for track in mine])
         for trajectory in {track.trajectory for track in mine}:
             last = max(track.last for track in mine if track.trajectory == trajectory)
@@ -142,6 +139,21 @@ def _check_tracks(tracks: Sequence[Track], experts: Sequence[str]) -> None:
                 raise ConfigError(f"calls: a run broke off after step {last + 1} of {mine[0].steps} of {name}")
     _alike("steps", [track.trajectory_steps for track in tracks])
     _alike("sampler", [track.sampler for track in tracks])
+
+
+def check_ran(experts: Sequence[str], ran: Collection[str]) -> None:
+    """Refuse a run in which one of the denoisers had no step: nothing would be known of it. Raises ConfigError."""
+    for name in experts:
+        if name not in ran:
+            raise ConfigError(
+                f"calls: {name} never ran with a known number of steps; "
+                + (
+                    "a bare denoiser samples in denoising(...)"
+                    if len(experts) == 1
+                    else f"each of {' and '.join(experts)} must: change the boundary between them (boundary_ratio), or "
+                    "take it out of the pipeline"
+                )
+            )
 
 
 def _alike(what: str, values: Sequence[Any]) -> None:

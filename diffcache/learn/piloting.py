@@ -3,50 +3,90 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from math import inf
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, NothingSkippedWarning, UnsupportedModelError
+from ..errors import ConfigError, NothingSkippedWarning
 from ..hooks.recipe import Recipe
+from ..hooks.stats import SegmentStats
 from ..media.frames import read_output
 from ..methods import MethodConfig
+from ..methods.auto import piloted
 from ..pipeline import accelerated, handle_of
-from ..predictors import Fitted, Pilot, Plan
+from ..predictors import Pilot, Plan
 from ..predictors.evidence import Track
-from ..schedules import Planned
 from .calibrator import Call, run
-from .measuring import Reporter
+from .measuring import Reporter, check_ran
+from .prices import Costs
 
 
-class Recorder(Pilot):
-    """Follows one plan (or computes every step) and keeps every trajectory, thinned.
+class Recorder:
+    """Follows one plan of the whole trajectory (or computes every step) and keeps every trajectory, thinned.
+
+    Denoisers that take turns are heard as one: their steps are counted from the first of the trajectory.
 
     Attributes:
         tracks: of the trajectories, in order.
+        segments: (denoiser, steps) of the last one, in the order in which they ran.
         timesteps: of the last one.
     """
 
     def __init__(self, plan: Plan | None, reporter: Reporter, watching: bool = True) -> None:
-        self.plan, self.watching, self._reporter = plan, watching, reporter
+        self.watching, self._reporter = watching, reporter
+        self._plans = None if plan is None else plan.segments()
         self.tracks: list[Track] = []
+        self.segments: list[tuple[str, int]] = []
         self.timesteps: tuple[float, ...] = ()
         self.total = 0
+        self.seat = cache(partial(Seat, self))
 
-    def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
+    def begin(self, name: str, total: int | None, timesteps: Sequence[float]) -> tuple[int, Plan | None]:
+        """A denoiser takes over: its first step, and its plan."""
         if total is None:
             raise ConfigError("calls: the number of steps is not known; a bare denoiser samples in denoising(...)")
-        self.total, self.timesteps = total, tuple(timesteps)
-        self.tracks.append(Track())
+        if not self.tracks or name in dict(self.segments):
+            self.tracks.append(Track())
+            self.segments, self.timesteps = [], ()
+        number, start = len(self.segments), sum(steps for _, steps in self.segments)
+        if self.watching and self._plans is None and self.tracks[-1].steps < start:
+            raise ConfigError(
+                f"calls: {self.segments[-1][0]} is not at its end where {name} begins: denoisers must take turns, one "
+                "after the other"
+            )
+        self.segments.append((name, total))
+        self.timesteps += tuple(timesteps[:total])
+        self.total = start + max(total, len(timesteps))
+        return start, None if self._plans is None else self._plans[number]
+
+    def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """A step of the trajectory was computed, see :meth:`.Pilot.watch`."""
+        self.tracks[-1].note(branch, step, samples, outputs)
+        self._reporter(step + 1, self.total)
+
+
+class Seat(Pilot):
+    """A recorder as the pilot of one denoiser."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder, self._name, self._start = recorder, name, 0
+        self.watching = recorder.watching
+
+    def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
+        self._start, self.plan = self._recorder.begin(self._name, total, timesteps)
         return self.plan
 
     def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        self.tracks[-1].note(branch, step, samples, outputs)
-        self._reporter(step + 1, self.total)
+        self._recorder.watch(branch, self._start + step, samples, outputs)
+
+
+def _every_step(name: str) -> Pilot:
+    return Pilot()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +98,10 @@ class Piloted(MethodConfig):
     warmup: int = 0
     cooldown: int = 0
     max_skip: int = 64
-    pilot: Pilot = field(default_factory=Pilot)
+    pilots: Callable[[str], Pilot] = _every_step
 
     def recipe(self) -> Recipe:
-        schedule = lambda: Planned(self.pilot, inf, 0, 0, self.max_skip)  # noqa: E731 - no guard: it is what is measured
-        return Recipe(self.method, self, "output", schedule, Fitted(self.pilot))
+        return piloted(self, self.pilots, inf)  # no guard: it is what is measured
 
 
 @dataclass(frozen=True)
@@ -71,17 +110,19 @@ class Flight:
 
     Attributes:
         tracks: its trajectories.
+        segments: (denoiser, steps), in the order in which they ran.
         pictures: what came out, ``[frames, 3, height, width]`` in [0, 1], or a tensor that a bare loop returned.
-        computed: steps that a trajectory computed, a mean over trajectories and branches.
-        costs: seconds of a computed and of a predicted step, and of the decisions of a trajectory.
+        computed: of each segment, steps that a trajectory computed, a mean over trajectories and branches.
+        costs: of each segment.
         timesteps: what the sampler passed to the denoiser.
         sampler: class name, or None for a loop that named none.
     """
 
     tracks: list[Track]
+    segments: tuple[tuple[str, int], ...]
     pictures: Tensor
-    computed: float
-    costs: tuple[float, float, float]
+    computed: tuple[float, ...]
+    costs: tuple[Costs, ...]
     timesteps: tuple[float, ...]
     sampler: str | None
 
@@ -89,20 +130,33 @@ class Flight:
 def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str, watching: bool = True) -> Flight:
     """Run a call under a plan."""
     reporter.begin(label)
-    pilot = Recorder(plan, reporter, watching)
-    with accelerated(pipe, Piloted(pilot=pilot)), torch.no_grad(), warnings.catch_warnings():
+    recorder = Recorder(plan, reporter, watching)
+    with accelerated(pipe, Piloted(pilots=recorder.seat)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingSkippedWarning)  # a dense run is meant to be one
-        if len(handle_of(pipe).hooks) != 1:
-            raise UnsupportedModelError("auto plans pipelines with one denoiser, this one has several")
         output = run(pipe, call)
-        reporter(pilot.total, pilot.total)  # of a run that is not watched the steps were not told
+        check_ran(list(handle_of(pipe).hooks), [name for name, _ in recorder.segments])
+        reporter(recorder.total, recorder.total)  # of a run that is not watched the steps were not told
         segments, sampler = handle_of(pipe).stats().segments, handle_of(pipe).sampler
+    parts = [[s for s in segments if s.expert == name] for name, _ in recorder.segments]
+    return Flight(
+        recorder.tracks,
+        tuple(recorder.segments),
+        _pictures(output),
+        tuple(sum(s.computed for s in part) / max(len(part), 1) for part in parts),
+        tuple(map(_costs, parts)),
+        recorder.timesteps,
+        sampler,
+    )
+
+
+def _costs(segments: Sequence[SegmentStats]) -> Costs:
+    """Of one denoiser; 0 for what it did not do."""
     computed, predicted = sum(s.computed for s in segments), sum(s.predicted for s in segments)
-    compute = sum(s.compute_seconds for s in segments) / max(computed, 1)
-    predict = sum(s.predict_seconds for s in segments) / max(predicted, 1)
-    decide = sum(s.decide_seconds for s in segments) / max(computed + predicted, 1)
-    each = computed / max(len(segments), 1)
-    return Flight(pilot.tracks, _pictures(output), each, (compute, predict, decide), pilot.timesteps, sampler)
+    return (
+        sum(s.compute_seconds for s in segments) / max(computed, 1),
+        sum(s.predict_seconds for s in segments) / max(predicted, 1),
+        sum(s.decide_seconds for s in segments) / max(computed + predicted, 1),
+    )
 
 
 def _pictures(output: Any) -> Tensor:

@@ -49,6 +49,12 @@ def refit(plan: Plan, made: Sequence[Sequence[Track]], dense: Sequence[Track], m
         if plan.computes(step):
             for run in runs:
                 run.compute(step)
+        if step in plan.starts:  # of another denoiser than the one before: nothing to predict it from
+            for name in names:
+                weights[name].append(list(plan.weights[name][step]))
+            for run in runs:
+                run.move(motion, step, run.stored[step])
+            continue
         found, guesses = _fit_step(plan, step, runs, motion, branches)
         for name, row in zip(names, found, strict=True):
             weights[name].append(spread_out(row.tolist(), len(plan.before(step))))
@@ -66,6 +72,8 @@ def misses(plan: Plan, made: Sequence[Track], dense: Sequence[Track]) -> np.ndar
     for errors, track, whole in zip(found, made, dense, strict=True):
         for step in range(1, plan.steps):
             history = plan.before(step)
+            if not history:
+                continue
             rows = {b: [seen[s] for s in history] for b, seen in track.outputs.items()}
             for branch, row in rows.items():
                 weights = plan.weights[branch][step]
@@ -77,7 +85,7 @@ def misses(plan: Plan, made: Sequence[Track], dense: Sequence[Track]) -> np.ndar
     return found
 
 
-def surprises(plan: Plan, errors: Sequence[np.ndarray], guard: float) -> float:
+def surprises(plan: Plan, errors: Sequence[np.ndarray], guard: float) -> list[float]:
     """Steps that the guard would compute besides the plan, a trajectory, in calls that the calibration had not seen.
 
     Each call is taken out in turn and held against the limits of the others.
@@ -86,13 +94,16 @@ def surprises(plan: Plan, errors: Sequence[np.ndarray], guard: float) -> float:
         plan: which steps are computed.
         errors: of each call what :func:`misses` found; two calls or more.
         guard: factor on the largest error of the others.
+
+    Returns:
+        for each segment.
     """
-    looked = [s for s in plan.computed if 0 < s < plan.steps - 1 and not plan.computes(s + 1)]
-    count = 0
+    looked = [s for s in plan.computed if s not in plan.starts and s + 1 < plan.steps and not plan.computes(s + 1)]
+    counts = np.zeros(plan.steps)
     for left_out, own in enumerate(errors):
         limits = np.max([e.max(0) for i, e in enumerate(errors) if i != left_out], axis=0)
-        count += int((own > guard * limits)[:, looked].sum())
-    return count / sum(map(len, errors))
+        counts[looked] += (own > guard * limits)[:, looked].sum(0)
+    return (np.add.reduceat(counts, plan.starts) / sum(map(len, errors))).tolist()
 
 
 def _fit_step(

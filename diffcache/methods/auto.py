@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from ..schedules.calibration import Calibration, Expert
 from ..schedules.files import read_calibration
 from ..schedules.pilots import FilePilot, FirstRun
 from ..schedules.selectors import Selector
+from .base import MethodConfig
 from .calibrated import STEPS, CalibratedConfig
 from .checks import check_number
 
@@ -84,8 +86,7 @@ class AutoConfig(CalibratedConfig):
             check_number("min_psnr", self.min_psnr, 1, 200, whole=False)
         check_number("guard", self.guard, 0, math.inf, whole=False)
         if self.schedule is not None and self.max_skip > 0:
-            known = self._read()
-            choose(known, next(iter(known.experts.values())), self)
+            choose(self._read(), self)
 
     def _read(self) -> Calibration:
         known = read_calibration(self.schedule)
@@ -97,6 +98,8 @@ class AutoConfig(CalibratedConfig):
                     f"diffcache calibrate --method {self.method}"
                 )
         known = super()._read()
+        if not _agree(list(known.experts.values())):
+            raise ScheduleFileError(f"{self.schedule}: damaged: the plans of {' and '.join(known.experts)} differ")
         for name, expert in known.experts.items():
             if not _levels_fit(expert):
                 raise ScheduleFileError(f"{self.schedule}: damaged: levels of {name} is not right")
@@ -115,28 +118,20 @@ class AutoConfig(CalibratedConfig):
 
     def _recipe(self, home: str | None) -> Recipe:
         if self.max_skip == 0:
-            return self._with(Pilot(), None)
+            return self._with(lambda name: Pilot(), None)
         if self.schedule is not None:
             known = self._read()
-            return self._with(_pilot(known, self, None), known)
-        first = FirstRun(self._count, self.method)
+            return self._with(_pilots(known, self, lambda: None), known)
+        watching = lambda: FirstRun(self._count, self.method)  # noqa: E731
         if home is not None:
             known = _read_home(home, self)
-            return self._with(_pilot(known, self, first), known)
+            return self._with(_pilots(known, self, watching), known)
         if self.min_psnr is not None:
             raise self.uncalibrated("min_psnr", "measured plans", (), "a target in speedup")
-        return self._with(first, None)
+        return self._with(lambda name: watching(), None)
 
-    def _with(self, pilot: Pilot, known: Calibration | None) -> Recipe:
-        return Recipe(
-            self.method,
-            self,
-            "output",
-            lambda: Planned(pilot, self.guard, self.warmup, self.cooldown, self.max_skip),
-            Fitted(pilot),
-            calibration=known,
-            **tokens_of(pilot.plan),
-        )
+    def _with(self, pilots: Callable[[str], Pilot], known: Calibration | None) -> Recipe:
+        return piloted(self, cache(pilots), self.guard, known)
 
     def _count(self, steps: int) -> int:
         """Computed steps of a plan that nobody has timed: predicted ones are taken to cost nothing."""
@@ -147,19 +142,55 @@ def _read_home(path: str, config: AutoConfig) -> Calibration:
     return AutoConfig(schedule=path, speedup=config.speedup, min_psnr=config.min_psnr)._read()
 
 
-def _pilot(known: Calibration, config: AutoConfig, instead: Pilot | None) -> FilePilot:
-    if len(known.experts) > 1:
-        raise ScheduleFileError(f"{known.source}: auto plans one denoiser, the file is for {len(known.experts)}")
-    ((name, expert),) = known.experts.items()
-    return FilePilot(plan_of(expert, choose(known, expert, config)), known, name, instead)
+def piloted(
+    config: MethodConfig, pilots: Callable[[str], Pilot], guard: float, known: Calibration | None = None
+) -> Recipe:
+    """The recipe in which each denoiser follows a plan of its own.
+
+    Args:
+        config: of the method; has warmup, cooldown and max_skip.
+        pilots: name of a denoiser -> its pilot, always the same one.
+        guard: see :class:`~diffcache.schedules.planned.Planned`.
+        known: what the plans were measured on.
+    """
+
+    def schedule(pilot: Pilot) -> Planned:
+        return Planned(pilot, guard, config.warmup, config.cooldown, config.max_skip)
+
+    return Recipe(
+        config.method,
+        config,
+        "output",
+        lambda: schedule(Pilot()),
+        Fitted(Pilot()),
+        calibration=known,
+        calibrated=lambda name: schedule(pilots(name)),
+        predicted=lambda name: Fitted(pilots(name)),
+        selector=Selector(),
+    )
 
 
-def choose(known: Calibration, expert: Expert, config: AutoConfig) -> int:
+def _pilots(known: Calibration, config: AutoConfig, instead: Callable[[], Pilot | None]) -> Callable[[str], FilePilot]:
+    """The pilots of the denoisers, all under the same plan of the trajectory."""
+    number = choose(known, config)
+    return lambda name: FilePilot(plan_of(known.expert(name), number), known, name, instead())
+
+
+def _agree(experts: Sequence[Expert]) -> bool:
+    """Whether denoisers have the same plans: what a plan promises is about the whole trajectory."""
+    first = experts[0].numbers
+    shared = ("psnr", "optimism", "speedup")
+    counts = {len(e.numbers[name]) for e in experts for name in (*shared, "computed", "weights")}
+    return len(counts) == 1 and all(torch.equal(e.numbers[name], first[name]) for e in experts for name in shared)
+
+
+def choose(known: Calibration, config: AutoConfig) -> int:
     """Number of the plan for the target.
 
     Raises:
         ConfigError: no plan reaches it; the message says what can be reached.
     """
+    expert = next(iter(known.experts.values()))  # of the trajectory, so the same for all
     speeds, sure = expert.numbers["speedup"].double(), assured(expert)
     if config.min_psnr is not None:
         able = [i for i in range(len(speeds)) if float(sure[i]) >= config.min_psnr]
@@ -212,19 +243,14 @@ def plan_of(expert: Expert, number: int) -> Plan:
     spread = {} if known is None else dict(zip(expert.branches, known.tolist(), strict=True))
     limits, timesteps = tuple(tables["limits"][number]), tuple(tables["timesteps"])
     levels = tuple(expert.numbers["levels"][number].tolist()) if "levels" in expert.numbers else ()
-    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread, levels if any(levels) else ())
-
-
-def tokens_of(plan: Plan | None) -> dict[str, Any]:
-    """What a recipe has besides for a plan with levels: how tokens are ranked."""
-    return {"selector": Selector()} if plan is not None and plan.levels else {}
+    levels = levels if any(levels) else ()
+    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread, levels=levels)
 
 
 def _levels_fit(expert: Expert) -> bool:
-    """Whether steps are computed for a share of the tokens only where they are not computed anyway."""
+    """Whether only steps that are not computed anyway are computed for a share of the tokens."""
     levels, computed = expert.numbers.get("levels"), expert.numbers["computed"]
     if levels is None:  # a file without levels lacks it
         return True
-    return levels.shape == computed.shape and bool(
-        ((levels >= 0) & (levels < 1) & ((levels == 0) | (computed == 0))).all()
-    )
+    within = (levels >= 0.0) & (levels < 1.0) & ((levels == 0.0) | (computed == 0.0))
+    return levels.shape == computed.shape and bool(within.all())

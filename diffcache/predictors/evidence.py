@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Dense trajectories of one denoiser and number of steps.
+    """Dense trajectories of one denoiser, or of several that take turns, and number of steps.
 
     Attributes:
         branches: of each part of what the sampler is given, the name of its branch: a branch whose batch holds both
@@ -85,6 +86,7 @@ class Evidence:
             the samples step by step where there are any.
         sampled: whether there are.
         spread: branch -> for each step the variance of its outputs, a mean over samples and trajectories.
+        starts: first step of each denoiser's segment.
     """
 
     branches: tuple[str, ...]
@@ -92,9 +94,10 @@ class Evidence:
     gram: np.ndarray
     sampled: bool
     spread: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    starts: tuple[int, ...] = (0,)
 
     @staticmethod
-    def of(tracks: Sequence[Track], steps: int) -> Evidence:
+    def of(tracks: Sequence[Track], steps: int, starts: Sequence[int] = (0,)) -> Evidence:
         """Of complete dense trajectories of ``steps`` steps."""
         sampled = all(track.sampled for track in tracks)
         gram, branches = 0.0, ()
@@ -106,7 +109,16 @@ class Evidence:
                 columns += [track.sample(step) for step in range(steps)]
             table = torch.stack(columns).double()
             gram = gram + (table @ table.T).numpy()
-        return Evidence(branches, steps, np.asarray(gram), sampled, _spread(tracks, branches, steps))
+        return Evidence(branches, steps, np.asarray(gram), sampled, _spread(tracks, branches, steps), tuple(starts))
+
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """First step of each denoiser's segment, and the first one behind it."""
+        return list(pairwise((*self.starts, self.steps)))
+
+    def segment(self, step: int) -> tuple[int, int]:
+        """That of a step."""
+        return next(found for found in reversed(self.segments) if found[0] <= step)
 
     def output(self, part: int, step: int) -> int:
         """Column of an output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,8 @@ class Plan:
         timesteps: what the sampler passes to the denoiser; empty if unknown.
         spread: branch -> for each step the variance of the outputs of dense trajectories; only ratios matter. Empty if
             that is not known.
+        starts: first step of each segment, where one denoiser takes over from another: computed, and what was computed
+            before it is not predicted from.
         levels: for each step the share of the tokens that is computed although the step is predicted; 0 at computed
             steps, and where nothing is. Empty for a plan without such steps.
     """
@@ -40,6 +43,7 @@ class Plan:
     limits: tuple[float, ...]
     timesteps: tuple[float, ...] = ()
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    starts: tuple[int, ...] = (0,)
     levels: tuple[float, ...] = ()
     _chosen: frozenset[int] = field(init=False, repr=False)
 
@@ -70,16 +74,31 @@ class Plan:
 
     def before(self, step: int) -> tuple[int, ...]:
         """The computed steps that a prediction for ``step`` is made of, newest first."""
-        return before(self.computed, step)
+        return before(self.computed, step, max(start for start in self.starts if start <= step))
+
+    def segments(self) -> list[Plan]:
+        """That of each denoiser, whose steps are counted from its first one."""
+        return [self._cut(start, end) for start, end in pairwise((*self.starts, self.steps))]
+
+    def _cut(self, start: int, end: int) -> Plan:
+        return Plan(
+            end - start,
+            tuple(step - start for step in self.computed if start <= step < end),
+            {branch: rows[start:end] for branch, rows in self.weights.items()},
+            self.limits[start:end],
+            self.timesteps[start:end],
+            {branch: row[start:end] for branch, row in self.spread.items()},
+            levels=self.levels[start:end] if any(self.levels[start:end]) else (),
+        )
 
 
-def before(computed: Sequence[int], step: int) -> tuple[int, ...]:
-    """The last :data:`DEPTH` of ``computed`` (rising) below ``step``, newest first.
+def before(computed: Sequence[int], step: int, start: int = 0) -> tuple[int, ...]:
+    """The last :data:`DEPTH` of ``computed`` (rising) below ``step``, newest first, and none below ``start``.
 
-    >>> before([0, 1, 2, 5, 9], 9)
-    (5, 2, 1)
+    >>> before([0, 1, 2, 5, 9], 9), before([0, 1, 2, 5, 9], 9, 2)
+    ((5, 2, 1), (5, 2))
     """
-    return tuple([s for s in computed if s < step][: -DEPTH - 1 : -1])
+    return tuple([s for s in computed if start <= s < step][: -DEPTH - 1 : -1])
 
 
 class Pilot:
@@ -88,12 +107,14 @@ class Pilot:
     Attributes:
         plan: the plan in force, or None: every step is computed.
         watching: whether :meth:`watch` wants to be told.
+        levelled: whether its plans have levels.
         lessons: what partial steps have learned of the model, by form of call, for whoever follows several plans of a
             model that does not change; None: it is learned anew.
     """
 
     plan: Plan | None = None
     watching: bool = False
+    levelled: bool = False
     lessons: dict[Any, Any] | None = None
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:

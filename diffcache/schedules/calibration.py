@@ -109,9 +109,9 @@ class Calibration:
 
     def check_steps(self, name: str, steps: int) -> None:
         """Refuse another number of steps of the denoiser ``name``; raises ScheduleFileError."""
-        known = self.expert(name).steps
+        known, alone = self.expert(name).steps, len(self.experts) == 1
         if steps != known:
-            raise self._mismatch("steps", str(known), str(steps))
+            raise self._mismatch("steps" if alone else f"steps of {name}", str(known), str(steps))
 
     def check_timesteps(self, made_for: Sequence[float], found: Sequence[float]) -> None:
         """Refuse other timesteps, where both are known; raises ScheduleFileError."""

@@ -1,7 +1,7 @@
 """Plans with steps between computed and predicted: a share of the tokens is computed, the others predicted (ours).
 
 Such a level has a price, and leaves a part of the prediction's error. A span of predicted steps errs by the sum of its
-misses, so with levels it errs by a weighted one, ``||sum_j r_j m_j||^2``, of which the landscape has all inner products.
+misses, so with levels it errs by a weighted one, ``||sum_j r_j m_j||^2``: all inner products are in the landscape.
 Dynamic programming over pairs of computed steps and the time spent so far finds the plan with the least error.
 """
 
@@ -228,7 +228,7 @@ class _Walk:
     def _go_on(self, newer: int) -> None:
         """To every next computed step."""
         n = self._market.landscape.steps
-        olders = [-1] if newer == 0 else [o for o in range(max(newer - LONGEST - 1, 0), newer)]
+        olders = [-1] if newer == 0 else list(range(max(newer - LONGEST - 1, 0), newer))
         tables = np.stack([self._market.gaps(self._history(older, newer)) for older in olders])
         known = self._costs[newer, [older + 1 for older in olders]]
         for end in range(newer + 1, min(newer + tables.shape[2], n) + 1):

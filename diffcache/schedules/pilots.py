@@ -28,13 +28,14 @@ class FilePilot(Pilot):
 
     def __init__(self, plan: Plan, known: Calibration, name: str, instead: Pilot | None = None) -> None:
         self._made, self._known, self._name, self._instead = plan, known, name, instead
-        self.plan = plan
+        self.plan, self.levelled = plan, bool(plan.levels)
 
     @property
     def watching(self) -> bool:
         return self._instead is not None and self.plan is not self._made and self._instead.watching
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
+        timesteps = timesteps[:total]  # those of a denoiser that takes over come behind
         alike = total == self._made.steps and _alike(timesteps, self._made.timesteps)
         if not alike and self._instead is not None:
             self.plan = self._instead.begin(total, timesteps)
@@ -79,6 +80,7 @@ class FirstRun(Pilot):
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
         self._conclude()
+        timesteps = timesteps[:total]
         key = (total, tuple(timesteps))
         self.plan = self._plans.get(key)
         if self.plan is None and total is not None:
