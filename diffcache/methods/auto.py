@@ -118,7 +118,8 @@ class AutoConfig(CalibratedConfig):
 
     def _recipe(self, home: str | None) -> Recipe:
         if self.max_skip == 0:
-            return self._with(lambda name: Pilot(), None)
+            shown = self._shown(home)
+            return piloted(self, lambda name: shown, self.guard, shown=shown)
         if self.schedule is not None:
             known = self._read()
             return self._with(_pilots(known, self, lambda: None), known)
@@ -129,6 +130,16 @@ class AutoConfig(CalibratedConfig):
         if self.min_psnr is not None:
             raise self.uncalibrated("min_psnr", "measured plans", (), "a target in speedup")
         return self._with(lambda name: watching(), None)
+
+    def _shown(self, home: str | None) -> Pilot:
+        """Follows nothing: shows what a plan of this configuration holds."""
+        known = self._read() if self.schedule is not None else _read_home(home, self) if home is not None else None
+        shown, levels = Pilot(), ()
+        if known is not None and "levels" in next(iter(known.experts.values())).numbers:
+            levels = plan_of(next(iter(known.experts.values())), choose(known, self)).levels
+        shown.levelled = bool(levels)
+        shown.plan = Plan(2, (0,), {}, (0.0, 0.0), levels=(0.0, max(levels)) if levels else ())
+        return shown
 
     def _with(self, pilots: Callable[[str], Pilot], known: Calibration | None) -> Recipe:
         return piloted(self, cache(pilots), self.guard, known)
@@ -143,7 +154,11 @@ def _read_home(path: str, config: AutoConfig) -> Calibration:
 
 
 def piloted(
-    config: MethodConfig, pilots: Callable[[str], Pilot], guard: float, known: Calibration | None = None
+    config: MethodConfig,
+    pilots: Callable[[str], Pilot],
+    guard: float,
+    known: Calibration | None = None,
+    shown: Pilot | None = None,
 ) -> Recipe:
     """The recipe in which each denoiser follows a plan of its own.
 
@@ -152,7 +167,9 @@ def piloted(
         pilots: name of a denoiser -> its pilot, always the same one.
         guard: see :class:`~diffcache.schedules.planned.Planned`.
         known: what the plans were measured on.
+        shown: of no denoiser in particular; follows no plan.
     """
+    shown = Pilot() if shown is None else shown
 
     def schedule(pilot: Pilot) -> Planned:
         return Planned(pilot, guard, config.warmup, config.cooldown, config.max_skip)
@@ -161,8 +178,8 @@ def piloted(
         config.method,
         config,
         "output",
-        lambda: schedule(Pilot()),
-        Fitted(Pilot()),
+        lambda: schedule(shown),
+        Fitted(shown),
         calibration=known,
         calibrated=lambda name: schedule(pilots(name)),
         predicted=lambda name: Fitted(pilots(name)),
