@@ -53,7 +53,8 @@ def report(
         typer.Option(help="Text file, one prompt a line, taken in turn by seed. Language models: .txt or .jsonl."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write.", show_default="out/report-<model>")
+        str | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Folder to write.", show_default="out/report-<model>"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where --out holds a report.")] = False,
@@ -75,7 +76,7 @@ def report(
     from .zoo import is_language_model
 
     against = _Against.of(baseline, tolerance)
-    target = out or Path("out") / f"report-{short_name(model)}"
+    target = Path("out") / f"report-{short_name(model)}" if out is None else read_folder(out)
     shared = {"steps": steps, "out": target, "sweep": sweep, "prompts": prompts}
     shared |= {"resume": resume, "overwrite": overwrite}
     if is_language_model(model):
@@ -88,6 +89,13 @@ def report(
         return
     refuse_texts(model, **decoding.options, problems=problems)
     _report_pictures(model, methods, {**shared, "seeds": 8 if seeds is None else seeds}, asked, against)
+
+
+def read_folder(text: str) -> Path:
+    """The folder of ``--out``; raises ConfigError where none is named."""
+    if not text.strip():
+        raise ConfigError(f"out: '{text}' names no folder, must be one to write the report to: out/report")
+    return Path(text)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,10 @@ BAD = {
     "negative seed": (["--method", "magcache", "--seeds", "0,-1"], "seeds: '0,-1' is not a list of seeds"),
     "one seed twice": (["--method", "magcache", "--seeds", "3,3"], "seeds: '3,3' names a seed twice"),
     "degree": (["--method", "teacache", "--degree", "0"], "degree: 0 is out of range"),
+    "high degree": (
+        ["--method", "teacache", "--set", "degree=99"],
+        "degree: 99 is out of range, must be a whole number",
+    ),
     "suffix": (["--method", "magcache", "--out", "a.pt"], "out: 'a.pt' has the suffix '.pt', must end in .safetensors"),
     "no folder": (["--method", "magcache", "--out", ".stdout/a.safetensors"], "cannot be written"),
     "prompt of a world": (["--method", "magcache", "--prompt", "a cat"], "prompt: 'a cat' cannot be used"),

@@ -32,10 +32,10 @@ from diffcache.learn.merging import shared
 from diffcache.learn.probing import AGES, probe_cells
 from diffcache.learn.skeleton import candidates, gap_errors, improve
 from diffcache.learn.trials import Trial, Trials
-from diffcache.learn.work import Budget, Work
+from diffcache.learn.work import Bill, Budget, Work
 from diffcache.methods.sparse import sparse_recipe
 from diffcache.predictors import TokenLayout
-from diffcache.schedules.placing import place
+from diffcache.schedules.placing import place, split_of, splits_for
 from diffcache.schedules.selectors import Selector
 from diffcache.schedules.sparsity import KeepTable, Tabled, count_tokens
 
@@ -335,9 +335,10 @@ def test_the_placement_is_the_best_of_all_under_its_model(order):
 
 
 def test_forced_steps_are_in_every_candidate():
-    for steps in candidates(np.eye(20), np.ones(20), 1, 7, [0, 11]):
-        assert {0, 11} <= set(steps)
-        assert len(steps) == 7
+    for splits in (splits_for([11, 9], [1.0, 1.0], 7.0), splits_for([11, 9], [1.0, 2.0], 9.0)):
+        for steps in candidates(np.eye(20), np.ones(20), 1, [0, 11], splits):
+            assert {0, 11} <= set(steps)
+            assert split_of(steps, [(0, 11), (11, 20)]) in splits
 
 
 def test_the_search_never_leaves_a_better_place_and_keeps_forced_steps():
@@ -375,12 +376,40 @@ def test_a_calibration_keeps_the_budget_and_says_what_it_found(file):
     assert told["partial"] == f"{loss:.3g}: {name}"
 
 
-def test_two_experts_have_a_table_each():
-    pipe = wan_two_experts()
-    runs = [lambda p, s=seed: run_wan(p, STEPS, seed=s) for seed in range(3)]
-    known = calibrate(pipe, "diffsparse", runs, evaluations=0, probes=0, iterations=0)
-    assert [expert.numbers["keep"][0].min() for expert in known.experts.values()] == [1.0, 1.0]
-    assert sum(expert.steps for expert in known.experts.values()) == STEPS
+def test_two_experts_have_a_table_each(tmp_path):
+    """One budget for the trajectory; each begins with a full step, and what was computed before is not its history."""
+    pipe, path = wan_two_experts(), tmp_path / "sparse.safetensors"
+    runs = [lambda p, s=seed: run_wan(p, 6, seed=s) for seed in range(3)]
+    known = calibrate(pipe, "diffsparse", runs, evaluations=0, probes=1, iterations=1)
+    high, low = known.experts["transformer"], known.experts["transformer_2"]
+    assert [float(expert.numbers["keep"][0].min()) for expert in (high, low)] == [1.0, 1.0]
+    assert (high.steps, low.steps) == (3, 3)
+    assert sum(float(expert.numbers["keep"].sum()) for expert in (high, low)) <= 0.5 * 6 * high.numbers["keep"].shape[1]
+    write_calibration(known, path)
+    dense = run_wan(pipe, 6, seed=5)
+    sample = run_wan(accelerate_pipeline(pipe, "diffsparse", schedule=path), 6, seed=5)
+    words = [["F" if r.min() >= 1 else "c" if r.max() <= 0 else "p" for r in e.numbers["keep"]] for e in (high, low)]
+    assert decisions(pipe) == [word for letters in words for word in ["".join(letters)] * 2]
+    assert float((sample - dense).norm() / dense.norm()) < 0.1
+    with pytest.raises(ScheduleFileError, match="steps of transformer: made for 3, but here it is 4"):
+        run_wan(accelerate_pipeline(wan_two_experts(boundary=0.4), "diffsparse", schedule=path), 6)
+    with pytest.raises(ScheduleFileError, match="model: made for transformer and transformer_2, but here it is trans"):
+        accelerate_pipeline(wan_pipeline(), "diffsparse", schedule=path)
+    with pytest.raises(ConfigError, match=r"calls: transformer never ran .* change the boundary between them"):
+        calibrate(wan_two_experts(boundary=1.1), "diffsparse", runs)
+
+
+def test_full_steps_are_paid_with_what_each_expert_costs():
+    dear, cheap = (Work(LEVELS, np.outer([price], LEVELS), 0.5, "ms", idle=0.1) for price in (4.0, 1.0))
+    bill = Bill((dear, cheap), (4, 5))
+    assert bill.dense == 4 * 4.5 + 5 * 1.5
+    for split in bill.splits(Budget.read("2x")):
+        keep = np.repeat([1.0, 0.0, 1.0, 0.0], [split[0], 4 - split[0], split[1], 5 - split[1]])[:, None]
+        assert bill.dense / 2 - 4.4 < bill.of(keep) <= bill.dense / 2
+    assert bill.room(10.0, [0, 4, 5]) == pytest.approx(10.0 - 3 * 0.5 - 6 * 0.1)
+    assert bill.weights[[3, 4], 0, -1].tolist() == [4.0, 1.0]
+    with pytest.raises(ConfigError, match=r"must be in \[1x, 3.15x\], which is \[8.1ms, 25.5ms\]"):
+        bill.splits(Budget.read("9x"))
 
 
 def test_a_bare_denoiser_is_calibrated_by_what_its_runs_return():
@@ -462,20 +491,22 @@ def test_measured_work_is_what_a_table_then_takes():
         work = measure_work(trials, LEVELS, Flops(counter))
         times = timed_run(trials, trials.trial(keep), "table", Flops(counter))
     found = sum(spent for (step, name), spent in times.items() if step > 0 and name == DENOISER)
-    feeding = work.weight[1]  # of the first feed-forward: rows alone count
+    (one,) = work.works
+    feeding = one.weight[1]  # of the first feed-forward: rows alone count
     assert feeding == pytest.approx(feeding[-1] * np.array(LEVELS), rel=0.02)
-    assert work.dense <= work.step
-    assert work.of(keep) - work.step == pytest.approx(found, rel=0.1)
+    assert one.dense <= one.step
+    assert work.of(keep) - one.step == pytest.approx(found, rel=0.1)
 
 
 def test_a_budget_in_time_is_kept_and_an_infeasible_one_is_told_the_range():
     work = Work(LEVELS, np.outer([4.0, 2.0], LEVELS), 1.0, "ms", idle=0.5, bare=6.5)
-    counts = {text: work.full_steps(Budget.read(text), 10, 1) for text in ("2x", "32.5ms", "1x")}
-    assert counts == {"2x": 4, "32.5ms": 4, "1x": 10}
+    bill = Bill((work,), (10,))
+    counts = {text: list(bill.splits(Budget.read(text))) for text in ("2x", "32.5ms", "1x")}
+    assert counts == {"2x": [(4,)], "32.5ms": [(4,)], "1x": [(10,)]}
     assert work.of(np.repeat([[1.0], [0.0]], [4, 6], 0).repeat(2, 1)) == 4 * 6.5 + 6 * 0.5
     for text, known in (("9x", r"\[1x, 3.82x\], which is \[17ms, 65ms\]"), ("3ms", r"\[17ms, 65ms\], which is")):
         with pytest.raises(ConfigError, match=f"budget: {text} is infeasible, must be in {known}"):
-            work.full_steps(Budget.read(text), 10, 1)
+            bill.splits(Budget.read(text))
 
 
 def test_a_calibration_in_measured_time_tells_what_it_spends():

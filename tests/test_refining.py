@@ -15,7 +15,7 @@ from diffcache.learn.effects import measure_effects
 from diffcache.learn.losses import measure, unlikeness
 from diffcache.learn.refining import Ground, levels_of, refine
 from diffcache.learn.student import measure_gains, reach
-from diffcache.learn.work import Work
+from diffcache.learn.work import Bill, Work
 
 from .models import dit_pipeline, run_dit
 from .test_diffsparse import LEVELS, drawn, gentle, trials_of
@@ -63,7 +63,7 @@ def test_reach_is_the_derivative_of_what_a_forecast_leads_to(order):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_table_near_another_one_keeps_the_budget_and_what_is_forced(tied):
-    work = Work(LEVELS, np.outer([2.0, 1.0], LEVELS), 0.5, "ms")
+    work = Bill((Work(LEVELS, np.outer([2.0, 1.0], LEVELS), 0.5, "ms"),), (5,))
     keep = np.array([[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [0.5, 0.5], [1.0, 1.0]])
     ground = Ground(work, work.of(keep), [0], wakes=False)
     cost = -np.random.default_rng(0).random((5, 3, 1)) * np.array(LEVELS)
@@ -81,7 +81,7 @@ def test_learning_lowers_the_loss_and_ends_where_held_out_runs_say_no():
     worth = rng.random((6, 3)) ** 3
     keep = np.full((6, 3), 0.5)
     keep[0] = 1.0
-    work = Work.in_tokens(LEVELS, 3)
+    work = Bill((Work.in_tokens(LEVELS, 3),), (6,))
     ground = Ground(work, work.of(keep), [0], wakes=True)
 
     def loss(table):

@@ -124,6 +124,11 @@ def test_explicit_computes_the_listed_steps_and_no_other():
     assert trace(Explicit([0, 4, 5]), 8) == "FcccFFcF"
 
 
+def test_a_listed_step_that_does_not_exist_is_named():
+    with pytest.warns(UserWarning, match="steps: 8, 99 cannot be computed, the denoiser runs 8 steps here: .* 0 to 7"):
+        assert trace(Explicit([0, 4, 99, 8]), 8) == "FcccFccF"
+
+
 @pytest.mark.parametrize("total", [1, 2, 5, 12, 20, 50, 1000])
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 1.5, 4.0, 10.0])
 @pytest.mark.parametrize("warmup", [1, 3, 10])

@@ -250,6 +250,7 @@ def test_wrong_arguments_answer_with_one_line(run, case):
         (["sample", "--model", "sdar-4b", "--prompt", "1", "--method", "dkv"], "of a block-causal model are exact"),
         (["sample", "--model", "sdar-4b", "--prompt", "1", "--block-length", "8"], "the model was trained with 4"),
         (["report", "--problems", "3"], "problems: 3 cannot be used, tiny-wan is not a language model"),
+        (["report", "--out", ""], "out: '' names no folder, must be one to write the report to"),
         (["report", *MODEL, "--seeds", "3"], "seeds: 3 cannot be used, tiny-llada is a language model"),
         (["report", *MODEL, "--prompt", "1"], "prompt: one prompt is no measurement"),
         (["report", *MODEL, "--problems", "0"], "problems: 0 is out of range"),

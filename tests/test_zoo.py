@@ -87,7 +87,7 @@ def test_weights_are_small():
 
 def test_nothing_is_pickled():
     suffixes = {p.suffix for p in loading.WEIGHTS.rglob("*") if p.is_file()}
-    assert suffixes == {".json", ".safetensors"}
+    assert suffixes == {".json", ".md", ".safetensors"}
 
 
 def test_world_shapes_in_every_output_type(world, clips):

@@ -219,10 +219,6 @@ class Clock:
 
     # -- axes ------------------------------------------------------------------------------------------------------
 
-    def has_levels(self) -> bool:
-        """Whether sigmas are known, so that the axes other than ``index`` can be used."""
-        return bool(self._noise_levels())
-
     def times(self, axis: str, steps: Iterable[int]) -> list[float]:
         """Times of ``steps`` on an axis that increases along the trajectory: ``index``, ``sigma`` or ``logsnr``."""
         levels = self._noise_levels() if axis != "index" else []

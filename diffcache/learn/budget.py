@@ -171,7 +171,7 @@ def solve_with_ages(cost: ArrayLike, weight: ArrayLike, budget: float) -> Levels
 
     Args:
         cost: ``[steps, units, ages, levels]``, age a at index a - 1; ``inf`` forbids. Levels ascend.
-        weight: ``[units, levels]``.
+        weight: ``[units, levels]``, or for each step ``[steps, units, levels]``.
         budget: of all cells.
 
     Returns:
@@ -182,14 +182,14 @@ def solve_with_ages(cost: ArrayLike, weight: ArrayLike, budget: float) -> Levels
     """
     cost, weight = np.asarray(cost, np.float64), np.asarray(weight, np.float64)
     steps, units = cost.shape[:2]
+    weight = np.broadcast_to(weight, (steps, *weight.shape[-2:]))
     forbidden = np.isinf(cost).all(2)
     check_budget(np.where(forbidden, np.nan, weight).reshape(steps * units, -1), budget)
-    rows = np.arange(units)
 
     def fits(levels: Levels) -> bool:
-        return float(weight[rows, levels].sum()) <= budget * (1 + 1e-9)
+        return float(np.take_along_axis(weight, levels[..., None], -1).sum()) <= budget * (1 + 1e-9)
 
-    return bisect(lambda price: _chains(cost + price * weight[:, None, :]), fits, weight)
+    return bisect(lambda price: _chains(cost + price * weight[:, :, None, :]), fits, weight)
 
 
 def _chains(cost: Floats) -> Levels:

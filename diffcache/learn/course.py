@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..hooks.identity import identify
 from ..hooks.modules import find_units, unit_kinds
 from ..pipeline import handle_of
 from ..schedules.calibration import Identity
 from ..schedules.sparsity import KeepTable
+from .measuring import check_ran
 
 #: shares of the tokens, ``[steps, units]``
 Table = NDArray[np.float64]
@@ -75,6 +76,10 @@ class Course:
         """First step of each part: computed in full whatever a table says."""
         return [part.start for part in self.parts]
 
+    def number(self, step: int) -> int:
+        """Number of the part that a step belongs to."""
+        return sum(start <= step for start in self.starts) - 1
+
     def tables(self, keep: Table) -> dict[str, KeepTable]:
         """``[steps, units]`` of the trajectory as a table for each denoiser."""
         return {
@@ -90,19 +95,25 @@ class Course:
         }
 
 
-def parts_of(pipe: Any) -> list[Part]:
-    """The denoisers that ran in the last trajectory, in their order."""
+def parts_of(pipe: Any, ran: Sequence[str]) -> list[Part]:
+    """The denoisers, in the order in which they took turns in the last trajectory.
+
+    Args:
+        pipe: a pipeline, or a bare denoiser, with a method on.
+        ran: names of those that were called, by their first call.
+
+    Raises:
+        ConfigError: one of them had no step.
+    """
     handle, parts, start = handle_of(pipe), [], 0
     segments = handle.stats().segments
-    for name, (model, hook) in handle.hooks.items():
+    check_ran(list(handle.hooks), [segment.expert for segment in segments])
+    for name in ran:
+        model, hook = handle.hooks[name]
         mine = [segment for segment in segments if segment.expert == name]
-        if not mine:
-            continue
         units = tuple(unit.name for unit in find_units(model, "module", unit_kinds("module")))
         steps = len(mine[0].decisions)
         branches = tuple(segment.branch for segment in mine)
         parts.append(Part(name, identify(model, hook.anatomy), units, start, steps, branches))
         start += steps
-    if not parts:
-        raise ConfigError("calls: the denoiser never ran with a known number of steps")
     return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..methods.checks import check_choice, check_number
 from ..methods.sparse import ORDERS
 from ..schedules import NEVER
 from ..schedules.calibration import Calibration, Expert
+from ..schedules.placing import Split
 from ..schedules.selectors import Selector
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .course import Course, Table
@@ -30,7 +31,7 @@ from .refining import Ground, refine
 from .skeleton import Steps, candidates, improve
 from .student import measure_gains
 from .trials import Trials
-from .work import Budget, Floats, Work
+from .work import Bill, Budget, Floats, Work
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HELD_OUT = 1 / 3
@@ -40,6 +41,8 @@ BONUSES = (0.0, 0.3, 1.0)
 SHARED = (1, 3)
 #: the table that probes give without any search by the true loss; a control
 ONE_SHOT = "one-shot"
+#: of what an interrupted calibration keeps
+_FORM = 2
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ class Learner:
     def learn(self) -> Calibration:
         course = self.course
         if self.budget.unit == "ms":
-            self.work = measure_work(self.trials, LEVELS)
+            self.bill = measure_work(self.trials, LEVELS)
         else:
-            self.work = Work.in_tokens(LEVELS, len(course.units))
-        count = self.work.full_steps(self.budget, course.steps, len(course.starts))
-        self.room = self.budget.of(course.steps * self.work.dense)
-        best = self._skeleton(count)
+            lengths = tuple(part.steps for part in course.parts)
+            self.bill = Bill((Work.in_tokens(LEVELS, len(course.units)),) * len(lengths), lengths)
+        self.room = self.budget.of(self.bill.dense)
+        best = self._skeleton(self.bill.splits(self.budget))
         if self.options.probes:
             self._cells(best)
         if self.options.iterations:
@@ -138,13 +141,13 @@ class Learner:
 
     # -- stage 1: full steps ---------------------------------------------------------------------------------------
 
-    def _skeleton(self, count: int) -> Steps:
+    def _skeleton(self, splits: Collection[Split]) -> Steps:
         """The best full steps by the true loss."""
         course, trials = self.course, self.trials
         self.effects = effects = measure_effects(trials)
         gram = inner_products(course.outputs, course.finals)
         order = ORDERS[self.options.site]
-        found = candidates(gram, effects.size, order, count, course.starts)
+        found = candidates(gram, effects.size, order, course.starts, splits)
         evaluate = self._evaluator("full steps")
         best = min(found, key=evaluate)
         self.tables["full steps, placed"] = self.whole(best)
@@ -165,22 +168,22 @@ class Learner:
 
     def _cells(self, former: Steps) -> None:
         """Tables with more steps than are paid in full; some of them give up the cells that cost least."""
-        course, work = self.course, self.work
-        table = probe_cells(self.trials, self.effects.size, self.options.probes, self.searched[:2], work.levels)
+        course, bill = self.course, self.bill
+        table = probe_cells(self.trials, self.effects.size, self.options.probes, self.searched[:2], bill.levels)
         every = tuple(range(course.steps))
-        if work.pays(self.room, course.steps, len(every), len(course.starts)):
-            self.tables[ONE_SHOT] = merge(table, work, every, (), course.starts, self.room, 0.0)
+        if bill.pays(self.room, every):
+            self.tables[ONE_SHOT] = merge(table, bill, every, (), course.starts, self.room, 0.0)
         for count in more_steps(len(former), course.steps):
-            if not work.pays(self.room, course.steps, count, len(course.starts)):
-                continue
             active = self._with_more(former, count)
+            if not bill.pays(self.room, active):
+                continue
             for bonus in BONUSES:
                 name = f"{count} steps, bonus {bonus:g}"
-                keep = merge(table, work, active, former, course.starts, self.room, bonus)
+                keep = merge(table, bill, active, former, course.starts, self.room, bonus)
                 self.tables[name] = keep
         for count in SHARED:
             keep = shared(self.whole(former), count, course.starts)
-            if work.of(keep) <= self.room * (1 + 1e-9):
+            if bill.of(keep) <= self.room * (1 + 1e-9):
                 self.tables[f"{count} full steps shared with their neighbours"] = keep
 
     def _with_more(self, former: Steps, count: int) -> Steps:
@@ -205,7 +208,7 @@ class Learner:
         start = min(partial or searched, key=searched.get)
         learned = refine(
             self.tables[start],
-            Ground(self.work, self.room, course.starts, wakes),
+            Ground(self.bill, self.room, course.starts, wakes),
             self._gains,
             lambda keep: trials.loss(keep, self.searched, "learning"),
             lambda keep: trials.loss(keep, self.held_out, "learning, held out"),
@@ -222,7 +225,7 @@ class Learner:
     def _result(self, name: str) -> Calibration:
         keep, course, trials = self.tables[name], self.course, self.trials
         quality = {
-            "work": self.work.of(keep) / (course.steps * self.work.dense),
+            "work": self.bill.of(keep) / self.bill.dense,
             "searched": trials.loss(keep, self.searched),
             "held_out": trials.loss(keep, self.held_out),
         }
@@ -241,12 +244,12 @@ class Learner:
             "calibration": {"loss": options.loss, "runs": len(trials.calls), "chosen": name, "partial": partial},
         }
         experts = {}
-        for part in course.parts:
+        for part, work in zip(course.parts, self.bill.works, strict=True):
             rows = slice(part.start, part.start + part.steps)
             timesteps = list(course.timesteps[rows])
             numbers = {"keep": torch.from_numpy(keep[rows].copy())}
-            if self.work.unit == "ms":
-                numbers["latency_us"] = in_microseconds(self.work.weight)
+            if work.unit == "ms":
+                numbers["latency_us"] = in_microseconds(work.weight)
             if ONE_SHOT in self.tables:
                 numbers["one_shot"] = torch.from_numpy(self.tables[ONE_SHOT][rows].copy())
             experts[part.name] = Expert(
@@ -256,10 +259,10 @@ class Learner:
 
     def _spent(self, keep: Table) -> dict[str, Any]:
         """The budget, and what was made of it."""
-        dense = self.course.steps * self.work.dense
-        facts = {"unit": self.work.unit, "asked": self.budget.text, "value": self.room / dense}
-        if self.work.unit == "ms":
-            facts |= {"dense": dense, "spent": self.work.of(keep), "device": self.course.device}
+        bill = self.bill
+        facts = {"unit": bill.unit, "asked": self.budget.text, "value": self.room / bill.dense}
+        if bill.unit == "ms":
+            facts |= {"dense": bill.dense, "spent": bill.of(keep), "device": self.course.device}
         return facts
 
 
@@ -279,4 +282,4 @@ def _identity(course: Course) -> list[Any]:
     """What a calibration that was interrupted must agree with; the dense samples stand for seeds and prompts."""
     parts = [[p.name, p.identity.model, dict(p.identity.settings), p.steps, list(p.branches)] for p in course.parts]
     samples = [f"{float(sample.double().abs().sum()):.5g}" for sample in course.finals]
-    return [parts, course.sampler, list(course.timesteps), samples]
+    return [_FORM, parts, course.sampler, list(course.timesteps), samples]

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..methods.checks import check_number
 from ..schedules.calibration import Calibration, Expert
-from .calibrator import Calibrator, Call, Facts, Progress, check_whole
-from .fitting import DEGREE, fit_polynomial
+from .calibrator import Calibrator, Call, Facts, Progress
+from .fitting import DEGREE, MOST_DEGREE, fit_polynomial
 from .listening import DriftEar, Track
 from .measuring import Found, listen
 
@@ -23,7 +24,7 @@ class DriftCalibrator(Calibrator):
     """A polynomial through the changes of all steps, branches and runs (arXiv 2411.19108).
 
     Args:
-        degree: highest degree of the polynomial, >= 1.
+        degree: highest degree of the polynomial, from 1 to 10; of those up to it the one that predicts best is taken.
     """
 
     method: ClassVar[str] = "teacache"
@@ -34,7 +35,7 @@ class DriftCalibrator(Calibrator):
     degree: int = DEGREE
 
     def __post_init__(self) -> None:
-        check_whole("degree", self.degree, 1)
+        check_number("degree", self.degree, 1, MOST_DEGREE, whole=True)
 
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
         return listen(pipe, self.method, DriftEar, calls, progress, partial(polynomial, degree=self.degree))

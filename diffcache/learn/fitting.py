@@ -13,6 +13,8 @@ from ..errors import ConfigError
 POOR = 0.5
 #: degree of TeaCache's released polynomials
 DEGREE = 4
+#: highest that is fitted: beyond, powers of numbers in (0, 1] can hardly be told apart
+MOST_DEGREE = 10
 
 
 @dataclass(frozen=True)

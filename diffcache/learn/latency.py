@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from ..hooks.tokens import TokenSite
 from ..pipeline import accelerated, handle_of
 from .trials import Trials
-from .work import Floats, Work
+from .work import Bill, Floats, Work
 
 #: of every level, unit and step; the median counts
 _SAMPLES = 4
@@ -48,8 +48,9 @@ class Stopwatch:
         return begin.elapsed_time(end)
 
 
-def measure_work(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None = None) -> Work:
-    """Milliseconds of each unit at each level, of what a step costs besides, of an idle step and of a bare one.
+def measure_work(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None = None) -> Bill:
+    """Milliseconds of each unit at each level, of what a step costs besides, of an idle step and of a bare one; of each
+    denoiser.
 
     Runs in which the steps take turns: one level for all units at a step.
 
@@ -59,15 +60,17 @@ def measure_work(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | N
         watch: to measure with; by default the clock of the denoiser's device.
     """
     found = trials.kept.once("latency", lambda: _measured(trials, levels, watch))
-    weight, rest = found["weight"].numpy(), found["rest"].tolist()
-    base, idle, bare = rest
-    return Work(levels, weight, base, "ms", idle, bare)
+    works = [
+        Work(levels, weight, base, "ms", idle, bare)
+        for weight, (base, idle, bare) in zip(found["weight"].numpy(), found["rest"].tolist(), strict=True)
+    ]
+    return Bill(tuple(works), tuple(part.steps for part in trials.course.parts))
 
 
 def _measured(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None) -> dict[str, torch.Tensor]:
     course = trials.course
-    free = course.steps - len(course.starts)
-    samples: dict[tuple[str, float], list[float]] = defaultdict(list)
+    free = max(min(part.steps for part in course.parts) - 1, 1)
+    spent_by: dict[tuple[int, str, float], list[float]] = defaultdict(list)
     for number in range(max(math.ceil(_SAMPLES * len(levels) / free), len(levels) if free < len(levels) else 1)):
         turns = np.array([levels[(step + number) % len(levels)] for step in range(course.steps)])
         turns[course.starts] = 1.0
@@ -75,18 +78,30 @@ def _measured(trials: Trials, levels: tuple[float, ...], watch: Stopwatch | None
         times = timed_run(trials, trials.trial(keep), f"time of levels {number + 1}", watch)
         for (step, name), spent in times.items():
             if step not in course.starts:  # there it is learned where the tokens are
-                samples[name, turns[step]].append(spent)
+                spent_by[course.number(step), name, turns[step]].append(spent)
     dense = timed_run(trials, "none", "time of dense steps", watch)
-    bare = [spent for (_, name), spent in dense.items() if name == DENOISER]
-    weight = np.array([[_median(samples[unit, level]) for level in levels] for unit in course.units])
+    weights, rests = [], []
+    for number in range(len(course.parts)):
+        mine = {(name, level): spent for (n, name, level), spent in spent_by.items() if n == number}
+        bare = [spent for (step, name), spent in dense.items() if name == DENOISER and course.number(step) == number]
+        weight, rest = _of_part(defaultdict(list, mine), course.units, levels)
+        weights.append(weight)
+        rests.append([*rest, _median(bare)])
+    return {
+        "weight": torch.from_numpy(np.stack(weights)),
+        "rest": torch.tensor(rests, dtype=torch.float64),
+    }
+
+
+def _of_part(
+    samples: Mapping[tuple[str, float], list[float]], units: Sequence[str], levels: Sequence[float]
+) -> tuple[Floats, list[float]]:
+    """``[units, levels]`` of one denoiser, and what an active and an idle step cost besides."""
+    weight = np.array([[_median(samples[unit, level]) for level in levels] for unit in units])
     weight = np.maximum.accumulate(weight, 1)  # more tokens never take less time
     whole = [_median(samples[DENOISER, level]) for level in levels]
     rest = [whole[number] - weight[:, number].sum() for number, level in enumerate(levels) if level > 0.0]
-    idle = _median(samples[DENOISER, 0.0])
-    return {
-        "weight": torch.from_numpy(weight),
-        "rest": torch.tensor([max(_median(rest), 0.0), idle, _median(bare)], dtype=torch.float64),
-    }
+    return weight, [max(_median(rest), 0.0), _median(samples[DENOISER, 0.0])]
 
 
 def _median(values: list[float]) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .budget import solve_with_ages
 from .skeleton import Steps
-from .work import Work
+from .work import Bill
 
 Floats = NDArray[np.float64]
 #: how many more steps than in full, as shares
@@ -17,17 +17,17 @@ MORE = (0.1, 0.25, 0.5)
 
 
 def merge(
-    table: Floats, work: Work, active: Steps, former: Steps, forced: Sequence[int], budget: float, bonus: float
+    table: Floats, bill: Bill, active: Steps, former: Steps, forced: Sequence[int], budget: float, bonus: float
 ) -> Floats:
     """Shares of all cells, of which those at ``active`` steps share the budget.
 
     Args:
         table: ``[steps, units, ages, levels]``, costs by the age in steps.
-        work: what levels cost.
+        bill: what levels cost.
         active: steps at which anything is computed.
         former: full steps of stage 1; they begin with an advantage.
         forced: steps that stay full.
-        budget: in the unit of ``work``.
+        budget: in the unit of ``bill``.
         bonus: advantage of a former full step's full cells, in standard deviations of the table's costs.
 
     Returns:
@@ -40,9 +40,9 @@ def merge(
             cost[row, ..., -1] -= bonus * spread
         if step in forced:
             cost[row, ..., :-1] = np.inf
-    levels = solve_with_ages(cost, work.weight, work.room(budget, len(table), len(active)))
+    levels = solve_with_ages(cost, bill.weights[list(active)], bill.room(budget, active))
     keep = np.zeros(table.shape[:2])
-    keep[list(active)] = np.array(work.levels)[levels]
+    keep[list(active)] = np.array(bill.levels)[levels]
     return keep
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .budget import Levels, Problem, solve
 from .course import Table
-from .work import Floats, Work
+from .work import Bill, Floats
 
 #: price of moving a level by one, in mean gains: from timid to bold
 RADII = (4.0, 1.0, 0.25)
@@ -29,13 +29,13 @@ class Ground:
     """What a table may become.
 
     Attributes:
-        work: what levels cost.
+        bill: what levels cost.
         room: the budget, in its unit.
         forced: steps that stay full.
         wakes: whether a cell can be computed at a step at which nothing else is.
     """
 
-    work: Work
+    bill: Bill
     room: float
     forced: Sequence[int]
     wakes: bool
@@ -49,22 +49,22 @@ class Ground:
             radius: what a level further costs.
             tied: whether the units of a step share a level. Alone they cannot add tokens to its result.
         """
-        steps, units = keep.shape
-        now = levels_of(keep, self.work.levels)
+        units = keep.shape[1]
+        now = levels_of(keep, self.bill.levels)
         free = (keep > 0).any(1) | self.wakes
         free[list(self.forced)] = False
-        away = np.abs(np.arange(len(self.work.levels)) - now[..., None])
-        cost, weight = cost.copy(), self.work.weight
+        away = np.abs(np.arange(len(self.bill.levels)) - now[..., None])
+        cost, weight = cost.copy(), self.bill.weights
+        fixed = weight[list(self.forced), :, -1].sum()
         cost[:, :units] += radius * away
         cost = cost.sum(1, keepdims=True) if tied else cost[:, :units]
-        weight = np.tile(weight.sum(0, keepdims=True) if tied else weight, (int(free.sum()), 1))
-        fixed = len(self.forced) * self.work.weight[:, -1].sum()
-        room = self.work.room(self.room, steps, int(free.sum()) + len(self.forced)) - fixed
+        weight = (weight.sum(1, keepdims=True) if tied else weight)[free].reshape(-1, weight.shape[-1])
+        room = self.bill.room(self.room, [*np.flatnonzero(free), *self.forced]) - fixed
         if weight.min(1).sum() > room:
             return None
         found = solve(Problem.of(cost[free].reshape(len(weight), -1), weight, room))
         out = keep.copy()
-        out[free] = np.array(self.work.levels)[found].reshape(int(free.sum()), -1)
+        out[free] = np.array(self.bill.levels)[found].reshape(int(free.sum()), -1)
         return out
 
 

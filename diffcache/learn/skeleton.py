@@ -6,12 +6,13 @@ exact placement under a model of the error, for several variants of that model, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..schedules import power_law
-from ..schedules.placing import Floats, Steps, neighbours, no_gaps, place
+from ..schedules.placing import Allotment, Floats, Split, Steps, neighbours, no_gaps, split_of
 
 #: longest run of idle steps that is considered
 REACH = 16
@@ -52,34 +53,47 @@ def gap_errors(gram: Floats, effect: Floats, order: int, reach: int = REACH) -> 
     return errors
 
 
-def passing(gaps: Floats, forced: Sequence[int]) -> Floats:
-    """The costs of gaps without those that pass over a forced step."""
-    gaps = gaps.copy()
-    for step in forced:
-        gaps[:, :step, step + 1 :] = np.inf
-    return gaps
-
-
-def candidates(gram: Floats | None, effect: Floats, order: int, count: int, forced: Sequence[int]) -> list[Steps]:
+def candidates(
+    gram: Floats | None, effect: Floats, order: int, starts: Sequence[int], splits: Collection[Split]
+) -> list[Steps]:
     """Placements that are worth a look, without repeats.
 
     The model of the error is right about a single gap and cannot know how gaps add up, so it is tilted towards early or
     late steps; power laws, dense early, need no model.
+
+    Args:
+        gram: as for :func:`gap_errors`; None where outputs are not known.
+        effect: as for :func:`gap_errors`.
+        order: of the forecast, 0 or 1.
+        starts: first step of each denoiser's part: in every placement, and nothing is forecast from before it.
+        splits: how the full steps may be split over the parts.
     """
-    steps = len(effect)
+    steps, most = len(effect), max(map(max, splits))
+    parts = list(pairwise((*starts, steps)))
     found: list[Steps] = []
     if gram is not None:
         time = np.linspace(0.0, 1.0, steps)
         for tilt in _TILTS:
-            gaps = gap_errors(gram, effect * np.exp(-tilt * time), order)
-            placed = place(passing(gaps, forced), count).get(count)
+            tilted = effect * np.exp(-tilt * time)
+            gaps = [gap_errors(gram[a:b, a:b], tilted[a:b], order) for a, b in parts]
+            placed = Allotment(gaps, most).best(splits)
             found += [placed] if placed else []
+    share = np.diff([*starts, steps]) / steps
+    even = min(sorted(splits), key=lambda split: float(np.abs(np.array(split) / sum(split) - share).sum()))
     for alpha in _ALPHAS:
-        law = sorted({*forced, *power_law(steps, count, alpha, min(3, count))})
-        while len(law) > count:  # forced steps come on top: give up the ones with the closest neighbours
-            law.remove(_closest(law, forced))
-        found.append(tuple(law))
+        law = _law(steps, sum(even), alpha, starts)
+        if split_of(law, parts) not in splits:  # denoisers that do not cost the same: each by itself
+            laws = zip(parts, even, strict=True)
+            law = tuple(a + step for (a, b), count in laws for step in _law(b - a, count, alpha, (0,)))
+        found.append(law)
     return list(dict.fromkeys(found))
+
+
+def _law(steps: int, count: int, alpha: float, forced: Sequence[int]) -> Steps:
+    law = sorted({*forced, *power_law(steps, count, alpha, min(3, count))})
+    while len(law) > count:  # forced steps come on top: give up the ones with the closest neighbours
+        law.remove(_closest(law, forced))
+    return tuple(law)
 
 
 def _closest(steps: Sequence[int], forced: Sequence[int]) -> int:

@@ -223,16 +223,17 @@ def _seeds(trials: Trials, keep: Table, seed: int, effects: Effects) -> Seeds:
         gradient = 2.0 * error / error.square().sum().clamp_min(1e-30)
     shares = _shares(calls, seen.outputs, course.folded) or [1.0] * halves
     active = np.flatnonzero((keep > 0).any(1)) if trials.site == "output" else np.arange(course.steps)
-    return Seeds(gradient, shares, reach(effects.signed, active, ORDERS[trials.site]), course.folded)
+    return Seeds(gradient, shares, reach(effects.signed, active, ORDERS[trials.site], course.starts), course.folded)
 
 
-def reach(effect: Floats, active: Sequence[int], order: int) -> Floats:
+def reach(effect: Floats, active: Sequence[int], order: int, starts: Sequence[int] = (0,)) -> Floats:
     """How much the final sample moves with the output of each active step: by itself, and by the forecasts from it.
 
     Args:
         effect: of each step's output on the final sample, ``[steps]``.
         active: steps at which the denoiser is called, ascending.
         order: of the forecast in between, 0 or 1.
+        starts: steps at which another denoiser takes over: nothing is forecast from what was before.
 
     >>> reach(np.ones(4), [0, 1], 1).tolist()
     [-2.0, 6.0, 0.0, 0.0]
@@ -243,7 +244,7 @@ def reach(effect: Floats, active: Sequence[int], order: int) -> Floats:
         found[last] += effect[last]
         end = active[number + 1] if number + 1 < len(active) else len(effect)
         for step in range(last + 1, end):
-            slope = (step - last) / (last - active[number - 1]) if order and number else 0.0
+            slope = (step - last) / (last - active[number - 1]) if order and number and last not in starts else 0.0
             found[last] += effect[step] * (1.0 + slope)
             if slope:
                 found[active[number - 1]] -= effect[step] * slope

@@ -82,10 +82,18 @@ class Trials:
                 course.finals.append(final(result, seen))
                 course.outputs.append(seen.outputs)
                 self._pictures.append(result if self.loss_name == "decoded" else None)
-                parts = parts_of(self.pipe)
+                parts = parts_of(self.pipe, list(noticed))
                 if course.parts and parts != course.parts:
                     raise ConfigError("calls: the runs differ in their steps or conditionings, must be alike")
-                course.parts, course.folded, course.device = parts, any(noticed), _device(self.pipe)
+                course.parts, course.device = parts, _device(self.pipe)
+                if seen.outputs and len(seen.outputs) < course.steps:
+                    names = " and ".join(part.name for part in parts)
+                    raise ConfigError(
+                        f"calls: {names} run side by side: denoisers must take turns, one after the other"
+                    )
+                if len(set(noticed.values())) > 1:
+                    raise ConfigError("calls: guidance is within the batch of one denoiser only, must be alike in all")
+                course.folded = any(noticed.values())
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is not None:
             course.sampler = type(scheduler).__name__

@@ -81,15 +81,15 @@ def heard(pipe: Any) -> Iterator[dict[int, list[Tensor]]]:
 
 
 @contextmanager
-def looked_at(pipe: Any) -> Iterator[list[bool]]:
-    """Within: whether the batch of each denoiser's first call is the same noise twice."""
-    noticed: list[bool] = []
+def looked_at(pipe: Any) -> Iterator[dict[str, bool]]:
+    """Within: the denoisers that were called, by their first call, and whether its batch is the same noise twice."""
+    noticed: dict[str, bool] = {}
     hooks = []
-    for model, hook in handle_of(pipe).hooks.values():
+    for name, (model, hook) in handle_of(pipe).hooks.items():
 
-        def look(module: nn.Module, args: Any, kwargs: Any, anatomy: Any = hook.anatomy) -> None:
-            if not noticed:
-                noticed.append(folded(anatomy.bind(args, kwargs).get(anatomy.sample)))
+        def look(module: nn.Module, args: Any, kwargs: Any, name: str = name, anatomy: Any = hook.anatomy) -> None:
+            if name not in noticed:
+                noticed[name] = folded(anatomy.bind(args, kwargs).get(anatomy.sample))
 
         hooks.append(model.register_forward_pre_hook(look, with_kwargs=True))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..schedules.placing import Split, splits_for
 
 Floats = NDArray[np.float64]
 _MEASURED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*")
@@ -72,7 +74,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Work:
-    """Costs of cells.
+    """Costs of one denoiser's cells.
 
     Attributes:
         levels: shares of the tokens, ascending, the first 0 and the last 1.
@@ -117,23 +119,70 @@ class Work:
         ]
         return float(active * self.base + sum(cells) + rest)
 
-    def room(self, budget: float, steps: int, active: int) -> float:
-        """What a budget leaves for the cells of ``active`` of the steps."""
-        return budget - active * self.base - (steps - active) * self.idle
 
-    def pays(self, budget: float, steps: int, active: int, forced: int) -> bool:
-        """Whether so many steps can be active, ``forced`` of them in full and the others with the lowest levels."""
-        least = forced * self.weight[:, -1].sum() + (active - forced) * self.weight[:, 0].sum()
-        return bool(least <= self.room(budget, steps, active))
+@dataclass(frozen=True)
+class Bill:
+    """Costs of a trajectory: of each denoiser that has a part of it, one after the other.
 
-    def full_steps(self, budget: Budget, steps: int, forced: int) -> int:
-        """How many full steps a budget pays, where the others are idle.
+    Attributes:
+        works: of each.
+        lengths: its steps.
+    """
+
+    works: tuple[Work, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def unit(self) -> str:
+        return self.works[0].unit
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return self.works[0].levels
+
+    @property
+    def starts(self) -> list[int]:
+        """First step of each part, which is computed in full."""
+        return [0, *np.cumsum(self.lengths[:-1]).tolist()]
+
+    @property
+    def dense(self) -> float:
+        """Of a trajectory of the bare model."""
+        return sum(length * work.dense for length, work in zip(self.lengths, self.works, strict=True))
+
+    @property
+    def weights(self) -> Floats:
+        """``[steps, units, levels]``, of a unit at each step."""
+        return np.repeat(np.stack([work.weight for work in self.works]), self.lengths, 0)
+
+    def of(self, keep: Any) -> float:
+        """Of a table of shares, ``[steps, units]``."""
+        rows = np.split(np.asarray(keep), self.starts[1:])
+        return sum(work.of(part) for work, part in zip(self.works, rows, strict=True))
+
+    def room(self, budget: float, active: Sequence[int]) -> float:
+        """What a budget leaves for the cells of the ``active`` steps."""
+        base, idle = (np.repeat([getattr(w, name) for w in self.works], self.lengths) for name in ("base", "idle"))
+        chosen = np.isin(np.arange(len(base)), active)
+        return float(budget - np.where(chosen, base, idle).sum())
+
+    def pays(self, budget: float, active: Sequence[int]) -> bool:
+        """Whether these steps can be active: the first of each part in full, the others at the lowest levels."""
+        weights, rest = self.weights, sorted(set(active) - set(self.starts))
+        least = weights[self.starts, :, -1].sum() + weights[rest, :, 0].sum()
+        return bool(least <= self.room(budget, active))
+
+    def splits(self, budget: Budget) -> frozenset[Split]:
+        """How the full steps may be split over the parts that a budget pays, where all other steps are idle.
 
         Raises:
             ConfigError: not even one besides those that are always computed; the message gives the feasible range.
         """
-        dense, least = steps * self.dense, (forced + 1) * self.dense + (steps - forced - 1) * self.idle
+        prices = [work.dense - work.idle for work in self.works]
+        idle = sum(length * work.idle for length, work in zip(self.lengths, self.works, strict=True))
+        more = min((p for p, length in zip(prices, self.lengths, strict=True) if length > 1), default=prices[0])
+        least, dense = idle + sum(prices) + more, self.dense
         spent = budget.of(dense)
         if not least * (1 - 1e-9) <= spent <= dense * (1 + 1e-9):
             raise budget.infeasible(least, dense)
-        return int((spent - steps * self.idle) / (self.dense - self.idle) + 1e-9)
+        return splits_for(self.lengths, prices, spent - idle + 1e-9 * dense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from .base import NEVER, Schedule
@@ -32,6 +33,17 @@ class Explicit(Schedule):
     def __init__(self, steps: Iterable[int], warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.steps = frozenset(steps)
         super().__init__(warmup, cooldown, max_skip)
+
+    def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
+        super().start(total, timesteps)
+        beyond = sorted(step for step in self.steps if total is not None and step >= total)
+        if beyond:
+            warnings.warn(
+                f"steps: {', '.join(map(str, beyond))} cannot be computed, the denoiser runs {total} steps here: "
+                f"must be from 0 to {total - 1}",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def placed(self, step: int) -> bool:
         return step in self.steps
