@@ -50,11 +50,6 @@ class Finding:
     left: float | None = None
     plans: int = 0
 
-    @property
-    def cheap(self) -> bool:
-        """Whether it is worth a further look."""
-        return self.time is not None and self.time < DEAR
-
     def __str__(self) -> str:
         if self.time is None:
             return "tokens cannot be computed by themselves: not used"
@@ -70,12 +65,13 @@ class Levels:
         bench: has measured the gains.
         shares: of the tokens; empty for no levels.
         probes: spans that were probed for the gains.
+        dear: share of a computed step's time from which on a level is not looked at further.
 
     Attributes:
         findings: one a share.
     """
 
-    def __init__(self, bench: Bench, shares: Sequence[float], probes: int) -> None:
+    def __init__(self, bench: Bench, shares: Sequence[float], probes: int, dear: float = DEAR) -> None:
         self._bench, self._starts = bench, bench.probed(probes)
         self.findings = [Finding(share) for share in shares]
         # Where denoisers take turns, or errors were not probed, none is looked at.
@@ -88,7 +84,7 @@ class Levels:
             self.findings = [
                 replace(f, time=float(time) / bare) for f, time in zip(self.findings, times["levels"], strict=True)
             ]
-        self.findings = [replace(f, left=self._left(f.share)) if f.cheap else f for f in self.findings]
+        self.findings = [self._looked_at(f) if f.time is not None and f.time < dear else f for f in self.findings]
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
@@ -130,15 +126,15 @@ class Levels:
         times = {step: spent / 1e3 for (step, name), spent in read[0].items() if name == DENOISER}
         return flight, {step: spent for step, spent in times.items() if step not in (0, learned)}
 
-    def _left(self, share: float) -> float:
-        """RMS, a geometric mean over spans that were probed without levels as well."""
+    def _looked_at(self, finding: Finding) -> Finding:
+        """With what is left of an error: a geometric mean over spans that were probed without levels as well."""
         picked = np.unique(np.linspace(0, len(self._starts) - 1, SPANS).round().astype(int))
         ratios = []
         for start in (self._starts[i] for i in picked.tolist()):
-            errors = (float(self._bench.probe(start, s)["error"]) for s in (share, 0.0))
+            errors = (float(self._bench.probe(start, s)["error"]) for s in (finding.share, 0.0))
             with_level, without = (max(error, 1e-30) for error in errors)
             ratios.append(with_level / without)
-        return float(np.exp(0.5 * np.mean(np.log(ratios))))
+        return replace(finding, left=float(np.exp(0.5 * np.mean(np.log(ratios)))))
 
     # -- planning --------------------------------------------------------------------------------------------------
 
