@@ -29,6 +29,7 @@ EPILOG = (
     "  diffcache calibrate --model tiny-wan --method auto --steps 30 --out auto.safetensors\n\n"
     "  diffcache calibrate --model tiny-wan --method teacache --seeds 0,1,2 --steps 30 --out drift.safetensors\n\n"
     "  diffcache calibrate --model tiny-dit --method diffsparse --budget 2x --out sparse.safetensors\n\n"
+    "  diffcache calibrate --model tiny-wan --method auto --quick --out quick.safetensors\n\n"
     "  diffcache calibrate --model tiny-llada --method flashblock --out heads.safetensors"
 )
 
@@ -59,6 +60,14 @@ def calibrate(
             show_default="0.5",
         ),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Measure less, in a fraction of the time. auto: fewer seeds and plans, no search of placements; "
+            "diffsparse: the one-shot table, without learning. --seeds and --set have precedence.",
+        ),
+    ] = False,
     settings: Settings = None,
 ) -> None:
     """Run a model densely and measure what a method needs to know about it.
@@ -69,6 +78,9 @@ def calibrate(
     which steps are computed, and which share of its tokens every module computes at each (--budget 2x: in half of the
     measured time). flashblock: which heads of a language model compute attention outside the block at which step;
     --seeds are then numbers of held-out problems (or --prompt), --steps those of a block that are told apart.
+
+    What it costs, in dense generations: magcache and teacache one a seed; auto and diffsparse about 200,
+    with --quick about 30 and 40 (docs/calibration.md). The other methods have no quick mode.
 
     The file holds for this model, method, sampler and number of steps; with others it is refused. A long calibration
     that was interrupted goes on where it was when the same command is given again.
@@ -82,7 +94,7 @@ def calibrate(
         from .cli_calibrate_heads import calibrate_heads
 
         target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
-        calibrate_heads(asked, model, target, wanted, steps, settings or [], degree=degree, budget=budget)
+        calibrate_heads(asked, model, target, wanted, steps, settings or [], quick, degree=degree, budget=budget)
         return
     check_model(model)
     request = asked.request(steps)
@@ -93,15 +105,17 @@ def calibrate(
 
     options = {} if degree is None else {"degree": degree}
     options |= {} if budget is None else read_fields([f"budget={budget}"])
-    calibrator = make_calibrator(method, **options, **read_fields(settings or []))
-    wanted = wanted or read_seeds(calibrator.seeds)
+    calibrator = make_calibrator(method, quick, **options, **read_fields(settings or []))
+    if quick and not calibrator.quick:
+        say(calibrator.no_quick)
+    wanted = wanted or read_seeds((quick and calibrator.quick_seeds) or calibrator.seeds)
     session = open_session(model, method, [], request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     with StepProgress(console()) as progress:
         calls = calls_of(session, wanted)
         runs = [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
-        kept = target.with_suffix(f".{_mark(request, wanted)}{KEPT}")
+        kept = target.with_suffix(f".{_mark(request, wanted, quick)}{KEPT}")
         found = calibrator.measure(session.pipe, runs, progress, kept)
     write_calibration(found, target)
     summarise(
@@ -111,9 +125,9 @@ def calibrate(
     say(f"use it: {_use(session, target, found)}")
 
 
-def _mark(request: Request, seeds: list[int]) -> str:
+def _mark(request: Request, seeds: list[int], quick: bool) -> str:
     """Tells apart what interrupted calibrations of one file name were about."""
-    return f"{crc32(repr((request, seeds)).encode()):08x}"
+    return f"{crc32(repr((request, seeds, quick)).encode()):08x}"
 
 
 def read_seeds(text: str) -> list[int]:

@@ -20,6 +20,7 @@ def calibrate_heads(
     seeds: list[int] | None,
     steps: int | None,
     settings: list[str],
+    quick: bool,
     **others: Any,
 ) -> None:
     """Generate from held-out problems, or from the prompt that was asked, listen to every head and write the mask.
@@ -44,6 +45,8 @@ def calibrate_heads(
     given = {} if entry is None else {"gen_length": entry.gen_length, "threshold": entry.threshold}
     given |= {} if steps is None else {"steps": steps}
     calibrator = make_calibrator("flashblock", **{**given, **read_fields(settings)})
+    if quick and not calibrator.quick:
+        say(calibrator.no_quick)
     where, dtype = read_device(asked.device), read_dtype(asked.dtype)
     hide_bars(entry)
     network, tokenizer = load_language_model(model, dtype=dtype, device=where)

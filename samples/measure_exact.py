@@ -19,7 +19,8 @@ import torch
 from trials import Trials
 
 from diffcache import accelerated
-from diffcache.hooks.exact import ExactMemory, ExactSavings
+from diffcache.hooks.answers import ExactMemory
+from diffcache.hooks.exact import ExactSavings
 from diffcache.report.stopwatch import timed
 
 STEPS = 25

@@ -23,7 +23,7 @@ from diffcache import (
 )
 from diffcache.errors import CalibratingWarning
 from diffcache.hooks.forecast import Forecast
-from diffcache.learn import calibrate, describe, read_calibration, write_calibration
+from diffcache.learn import calibrate, describe, make_calibrator, read_calibration, write_calibration
 from diffcache.learn.climbing import Climb
 from diffcache.learn.prices import Prices
 from diffcache.learn.refitting import surprises
@@ -428,6 +428,14 @@ def test_a_target_out_of_reach_says_what_is_in_reach(made):
         accelerate_pipeline(wan_pipeline(), "auto", min_psnr=30)
     with pytest.raises(ConfigError, match="speedup: cannot go with min_psnr"):
         accelerate_pipeline(wan_pipeline(), "auto", speedup=2, min_psnr=30)
+
+
+def test_the_quick_mode_has_fewer_plans_and_no_search():
+    full, quick = make_calibrator("auto"), make_calibrator("auto", quick=True)
+    assert len(quick.speedups) < len(full.speedups)
+    assert (quick.rounds, quick.trials) == (1, 0)
+    assert len(quick.quick_seeds.split(",")) < len(full.seeds.split(","))
+    assert make_calibrator("auto", quick=True, trials=3).trials == 3
 
 
 def test_bad_calibrations_are_refused():

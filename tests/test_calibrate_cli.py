@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from diffcache.cli_calibrate import _mark
 from diffcache.learn import read_calibration
+from diffcache.media.request import Request
 
 from .test_cli import forker, run  # noqa: F401 - fixtures
 
@@ -58,6 +60,31 @@ def test_a_table_is_learned_and_used(run, tmp_path):  # noqa: F811
     answer = run("sample", *dit, "--method", "diffsparse", "--schedule", "s.safetensors")
     assert (answer.code, answer.err) == (0, "")
     assert "3 of 6 computed" in answer.out
+
+
+def test_the_quick_mode_is_a_part_of_the_work_and_settings_go_before_it(run, tmp_path):  # noqa: F811
+    dit = ("--model", "tiny-dit", "--steps", "4", "--quick", "--out", "s.safetensors")
+    answer = run("calibrate", *dit, "--method", "diffsparse", "--set", "probes=1")
+    assert (answer.code, answer.err) == (0, "")
+    assert "learning" not in answer.out
+    found = read_calibration(tmp_path / "s.safetensors")
+    (expert,) = found.experts.values()
+    assert found.runs == 3
+    assert "one-shot" in expert.facts["losses"]
+    answer = run(
+        "calibrate", *dit, "--method", "auto", "--seeds", "1,2", "--set", "speedups=[1.5]", "--set", "probes=0"
+    )
+    assert (answer.code, answer.err) == (0, "")
+    assert "placement" not in answer.out
+    assert "round 2/2, run 2/2" in answer.out
+    answer = run("calibrate", *WAN, "--quick", "--method", "magcache", "--out", "m.safetensors")
+    assert (answer.code, answer.err) == (0, "")
+    assert "magcache: --quick changes nothing, its calibration is a few plain runs (as many as --seeds)" in answer.out
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_quick_and_full_calibrations_that_were_interrupted_do_not_share_a_file():
+    assert _mark(Request(), [0], quick=True) != _mark(Request(), [0], quick=False) != _mark(Request(), [1], quick=False)
 
 
 def test_heads_of_a_language_model_are_calibrated(run, tmp_path):  # noqa: F811

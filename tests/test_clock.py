@@ -20,8 +20,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from diffcache import NothingSkippedWarning, accelerate_model, accelerate_pipeline, denoising, restore
-from diffcache.hooks.clock import _index_of as first_index
-from diffcache.hooks.clock import host_value
+from diffcache.hooks.timesteps import host_value
+from diffcache.hooks.timesteps import index_of as first_index
 
 from .models import FAMILIES, decisions, dit_pipeline, run_dit, run_wan, sample, seeded, wan_pipeline
 from .reads import Reads, watched

@@ -6,10 +6,10 @@ from typing import Any
 
 from ..schedules import Schedule
 from ..schedules.drift import largest
+from .answers import ExactMemory
 from .batch import Batch
 from .cache import Cache
 from .conditioning import Conditioning
-from .exact import ExactMemory
 from .familiar import Likeness
 from .jury import Jury
 from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch, finite

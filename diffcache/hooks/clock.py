@@ -6,11 +6,9 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from numbers import Number
 from typing import Any
 
-import torch
-from torch import Tensor
+from .timesteps import host_value, index_of, log_snr, noise_levels
 
 _TAPPED = ("set_timesteps", "step")
 
@@ -196,7 +194,7 @@ class Clock:
         if first is None:
             # Late start (img2img) without a begin index: one host read a trajectory, at its first computed step.
             value = value if value is not None else host_value(timestep, sync=True)
-            first = _index_of(value, self._scheduler.timesteps)
+            first = index_of(value, self._scheduler.timesteps)
         self._offset = int(first)
         if self.total is not None:
             self.total = max(self.total - self._offset, 1)
@@ -226,7 +224,7 @@ class Clock:
             return list(map(float, steps))
         known = [levels[min(step + self._offset, len(levels) - 1)] for step in steps]
         flow = axis != "sigma" and max(levels) <= 1.0 + 1e-6
-        return [-level if axis == "sigma" else _log_snr(level, flow) for level in known]
+        return [-level if axis == "sigma" else log_snr(level, flow) for level in known]
 
     def _noise_levels(self) -> list[float]:
         if self._levels is None:
@@ -295,57 +293,3 @@ class _Tap:
         functools.update_wrapper(tap, tap.method)
         self.clock._copies.append(weakref.ref(tap))
         return tap
-
-
-def host_value(timestep: Any, sync: bool = False) -> float | None:
-    """The timestep as a number, where that costs no device synchronisation (or where one is allowed).
-
-    A tensor of timesteps (one a sample, frame or token) stands for its largest entry.
-    """
-    if not isinstance(timestep, Tensor):
-        return float(timestep) if isinstance(timestep, Number) else None
-    if not timestep.is_cpu:
-        return float(timestep.max()) if sync and timestep.numel() else None
-    known = timestep.detach() if timestep.requires_grad else timestep
-    # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
-    array = (known.float() if known.dtype is torch.bfloat16 else known).numpy()
-    if array.size <= 1:
-        return float(array.item()) if array.size else None
-    return float(array.max() if any(array.strides) else array.flat[0])
-
-
-def _index_of(value: float | None, timesteps: Any) -> int:
-    """Position of ``value`` in the sampler's list; models that take t/1000 are found as well. 0 if not there.
-
-    Where a timestep stands twice (Heun), a late start begins at the second one, as diffusers' samplers do.
-    """
-    if value is None:
-        return 0
-    known = [float(t) for t in timesteps.tolist()]
-    found = [[i for i, t in enumerate(known) if _close(t * scale, value)] for scale in (1.0, 1e-3)]
-    # 1.0 is the first of 1000 steps of a model that takes t/1000, before it is the last of one that takes t.
-    close = min(filter(None, found), default=[0])
-    return close[1] if len(close) > 1 and known[close[0]] == known[close[1]] else close[0]
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-3 * max(abs(b), 1e-6)
-
-
-def noise_levels(scheduler: Any) -> list[float]:
-    """Sigma of each step on the host: the scheduler's own, or from ``alphas_cumprod``; empty if it has neither."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if isinstance(sigmas, Tensor) and sigmas.numel() >= len(scheduler.timesteps):
-        return [float(s) for s in sigmas.tolist()]
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if not isinstance(alphas, Tensor):
-        return []
-    alpha = alphas.cpu()[scheduler.timesteps.cpu().long()].double()
-    return [float(s) for s in ((1 - alpha) / alpha).sqrt().tolist()]
-
-
-def _log_snr(sigma: float, flow: bool) -> float:
-    if not flow:
-        return -2.0 * math.log(max(sigma, 1e-3))
-    clipped = min(max(sigma, 1e-3), 1.0 - 1e-3)
-    return 2.0 * math.log((1.0 - clipped) / clipped)

@@ -176,7 +176,7 @@ class DenoiserHook(ModelHook):
         clock, progress = session.clock, session.progress(self)
         timestep = inputs.get(self.anatomy.timestep)
         segment, step = self._locate(clock, progress, timestep)
-        branch = segment.familiar(progress.label, inputs, placed)
+        branch = segment.branches.familiar(progress.label, inputs, placed)
         likeness = None if branch is None else branch.likeness
         if branch is None:
             branch = self._recognise(segment, progress.label, inputs, placed, step)
@@ -198,7 +198,7 @@ class DenoiserHook(ModelHook):
     def _recognise(self, segment: Segment, label: str | None, inputs: dict[str, Any], placed: int, step: int) -> Branch:
         """The branch of a call that is not like those before it."""
         now = Conditioning(self.anatomy.identity(inputs))
-        branch = segment.branch(label, now, step)
+        branch = segment.branches.of(label, now, step)
         known = branch.conditioning
         # Conditioning that is made anew for each call is not worth to be remembered.
         repeats = known.tensors is not now.tensors

@@ -18,23 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
-from torch import Tensor, nn
+from torch import nn
 
+from .answers import Answer, ExactMemory
 from .attach import attach, detach
-from .flow import storage_of, tensors_in
+from .flow import tensors_in
 from .given import Given
 from .keeping import Parts
-from .outputs import flatten
-from .watch import EXACT_NAME, Bounds, Plan, Slot, Watch, bounds
+from .watch import EXACT_NAME, Bounds, Plan, Watch, bounds
 
 Run = Callable[[], Any]
 
-_VERSION = attrgetter("_version")
 #: least share of a call's FLOPs that all answers together must save: below, asking costs more than it saves
 LEAST_SHARE = 0.001
 #: least parameters of a denoiser that is watched unasked. A watched call takes some 50 ms more than a plain one, on any
@@ -47,139 +45,6 @@ _MOST_WATCHES = 3
 def pays(model: nn.Module, wanted: bool | None) -> bool:
     """Whether exact savings are worth looking for; ``wanted`` is what the user says, None where nothing."""
     return sum(p.numel() for p in model.parameters()) >= LEAST_PARAMETERS if wanted is None else wanted
-
-
-class _Answer:
-    """A result that is held.
-
-    Attributes:
-        slot: whose result it is.
-        turn: denoiser call in which it was made.
-        last: forward pass in which its module last ran or was answered.
-    """
-
-    __slots__ = ("last", "slot", "template", "tensors", "turn", "versions")
-
-    def __init__(self, slot: Slot, result: Any, turn: int, now: int) -> None:
-        tensors, self.template = flatten(result)
-        self.slot, self.turn, self.last = slot, turn, now
-        self.tensors = [_held(t, slot.copies) for t in tensors]
-        self.versions = list(map(_VERSION, self.tensors))
-
-    def intact(self) -> bool:
-        """Whether nobody has written to it."""
-        return list(map(_VERSION, self.tensors)) == self.versions
-
-    def give(self) -> Any:
-        """The module's return value."""
-        tensors = [t.clone() for t in self.tensors] if self.slot.copies else self.tensors
-        return tensors[0] if self.template.kind is Tensor else self.template.rebuild(tensors)
-
-    def equals(self, result: Any) -> Tensor | None:
-        """Whether ``result`` holds the same bits, as a flag on the device; None if it is of another form."""
-        tensors, template = flatten(result)
-        if template != self.template or list(map(_form, tensors)) != list(map(_form, self.tensors)):
-            return None
-        return torch.stack([(a == b).all() for a, b in zip(self.tensors, tensors, strict=True)]).all()
-
-
-def _held(tensor: Tensor, copy: bool) -> Tensor:
-    """The tensor, or a copy; one that counts its versions, which those made in inference mode do not."""
-    if tensor.is_inference():
-        with torch.inference_mode(False), torch.no_grad():
-            return tensor.clone()
-    return tensor.detach().clone() if copy else tensor.detach()
-
-
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-class _Verdicts:
-    """Flags on their way from the device to the host; nobody waits for them."""
-
-    def __init__(self, slots: Sequence[Slot], flags: Sequence[Tensor]) -> None:
-        self.slots, self._event = slots, None
-        stacked = torch.stack(list(flags))
-        if stacked.is_cuda:
-            self._flags = torch.empty(stacked.shape, dtype=torch.bool, pin_memory=True)
-            self._flags.copy_(stacked, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._flags = stacked if stacked.device.type == "cpu" else stacked.cpu()
-
-    def read(self) -> dict[Slot, bool] | None:
-        """The flags, or None if they have not arrived."""
-        if self._event is not None and not self._event.query():
-            return None
-        return dict(zip(self.slots, map(bool, self._flags.numpy()), strict=True))
-
-
-class ExactMemory:
-    """Answers of one branch, for one trajectory, and what they saved.
-
-    Memory: the sum, over the module calls that are answered, of ``numel(result) * element_size`` bytes.
-
-    Attributes:
-        calls: module calls answered from memory.
-        flops: of those calls (matrix products, convolutions, attention; a multiplication and an addition are 2).
-        peak_bytes: most that was held at any time.
-        turn: denoiser calls so far.
-        now: forward passes so far; a site may run the denoiser more than once in a call.
-        idle: whether it is known that nothing here is worth answering; so it stays for the trajectory.
-    """
-
-    def __init__(self) -> None:
-        self.calls, self.flops, self.peak_bytes = 0, 0, 0
-        self.turn, self.now, self.watches = 0, 0, 0
-        self.edition, self.prepared, self.usable, self.idle = -1, 0, False, False
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop every answer; the numbers stay."""
-        self.given: Given | None = None
-        self.plan: Plan | None = None
-        self.answers: dict[nn.Module, _Answer] = {}
-        self._doubts: list[tuple[Slot, Tensor]] = []
-        self._verdicts: _Verdicts | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        tensors = [t for answer in self.answers.values() for t in answer.tensors]
-        return sum({storage_of(t): t.untyped_storage().nbytes() for t in tensors}.values())
-
-    def keep(self, slot: Slot, result: Any) -> None:
-        """Hold what a module has just returned."""
-        self.answers[slot.module] = _Answer(slot, result, self.turn, self.now)
-        self.peak_bytes = max(self.peak_bytes, self.nbytes)
-
-    def doubt(self, answer: _Answer, result: Any) -> None:
-        """Compare an answer with what its module returned in a later call; the outcome is known later."""
-        if self._verdicts is None and answer.turn != self.turn:
-            same = answer.equals(result)
-            if same is None:
-                self._judge(answer.slot, False)
-            else:
-                self._doubts.append((answer.slot, same))
-
-    def settle(self) -> None:
-        """Take note of comparisons that are done."""
-        if self._doubts:
-            self._verdicts = _Verdicts(*zip(*self._doubts, strict=True))
-            self._doubts = []
-        outcome = self._verdicts.read() if self._verdicts is not None else None
-        if outcome is not None:
-            self._verdicts = None
-            for slot, same in outcome.items():
-                self._judge(slot, same)
-
-    def _judge(self, slot: Slot, same: bool) -> None:
-        slot.proved = same
-        if not same:
-            self.plan.slots.pop(slot.module, None)
-            self.answers.pop(slot.module, None)
 
 
 class ExactSavings:
@@ -382,7 +247,7 @@ class _AnswerHook(ModelHook):
         self._learn(now, module, answer, result)
         return result
 
-    def _learn(self, now: ExactMemory, module: nn.Module, answer: _Answer | None, result: Any) -> None:
+    def _learn(self, now: ExactMemory, module: nn.Module, answer: Answer | None, result: Any) -> None:
         slot = now.plan.slots.get(module)
         if slot is None or (answer is not None and answer.last == now.now):
             return  # a second call in one pass is none that was watched

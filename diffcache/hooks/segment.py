@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from itertools import chain, islice
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..schedules import Schedule
 from .batch import Batch
 from .branch import Branch
+from .branches import Branches
 from .cache import Coming
 from .clock import Clock
 from .conditioning import Conditioning
@@ -20,8 +21,6 @@ from .recipe import Recipe
 from .sites import Site
 from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
 from .weights import WeightsWatch
-
-_MOST_BRANCHES = 8
 
 
 class Verdict(Enum):
@@ -64,7 +63,7 @@ class Segment:
         self._counts = recipe.axis == "index"
         self.schedule = self._new_schedule()
         self.keeps = total is not None and self.schedule.max_skip > 0
-        self.branches: dict[Any, Branch] = {}
+        self.branches = Branches(self._new_branch)
         self.weights: Any = None
         self.changed = False
         self._looked = -1  # step at which the weights were looked at last
@@ -84,48 +83,12 @@ class Segment:
         schedule.start(self.total, self._clock.timesteps(self.start) if schedule.wants_timesteps else ())
         return schedule
 
-    # -- branches --------------------------------------------------------------------------------------------------
-
-    def familiar(self, label: str | None, inputs: Mapping[str, Any], placed: int) -> Branch | None:
-        """The branch of a call, if a glance at its arguments tells: see :class:`.familiar.Likeness`."""
-        if label is not None:
-            found = self.branches.get(label)
-            known = None if found is None else found.likeness
-            return found if known is not None and known.fits(inputs, placed) else None
-        for found in self.branches.values():
-            if found.likeness is not None and found.likeness.fits(inputs, placed):
-                return found
-        return None
-
-    def branch(self, label: str | None, conditioning: Conditioning, step: int) -> Branch:
-        """The branch of a call; a new one if the label or the conditioning has not been seen in this segment."""
-        if label is not None:
-            found = self.branches.get(label)
-            if found is not None and not _matches(found, conditioning):
-                found.forget()
-                found.conditioning.adopt(conditioning)
-                found.fall_back(step, "conditioning changed")
-            return found or self._open(label, label, conditioning)
-        for found in self.branches.values():
-            if found.conditioning.same_objects(conditioning):
-                return found
-        for found in self.branches.values():
-            if found.conditioning.same_content(conditioning):
-                found.conditioning.adopt(conditioning)
-                return found
-        name = "all" if not self.branches else f"branch {len(self.branches)}"
-        return self._open((len(self.branches), name), name, conditioning)
-
-    def _open(self, key: Any, name: str, conditioning: Conditioning) -> Branch:
-        if len(self.branches) >= _MOST_BRANCHES:
-            # Conditioning that never repeats: hold no history for it.
-            next(iter(self.branches.values())).forget()
+    def _new_branch(self, name: str, conditioning: Conditioning) -> Branch:
         # What a branch hears is its own, and so is what its schedule makes of it.
         schedule = self.schedule if self.schedule.signal is None else self._new_schedule()
         cache = self.site.cache()
         cache.branch = name
-        self.branches[key] = Branch(name, conditioning, cache, schedule)
-        return self.branches[key]
+        return Branch(name, conditioning, cache, schedule)
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
@@ -381,12 +344,3 @@ def _as_row(numbers: Tensor) -> Tensor:
     """What is read together: fp32, one axis."""
     row = numbers if numbers.dim() == 1 else numbers.flatten()
     return row if row.dtype is torch.float32 else row.float()
-
-
-def _matches(branch: Branch, conditioning: Conditioning) -> bool:
-    if branch.conditioning.same_objects(conditioning):
-        return True
-    if branch.conditioning.same_content(conditioning):
-        branch.conditioning.adopt(conditioning)
-        return True
-    return False

@@ -48,6 +48,8 @@ class AutoCalibrator(Calibrator):
     method: ClassVar[str] = "auto"
     measures: ClassVar[str] = "what spans of predicted steps do to the result, and plans for a range of speed-ups"
     seeds: ClassVar[str] = ",".join(map(str, range(1000, 1008)))
+    quick: ClassVar[Mapping[str, Any]] = {"speedups": (1.5, 2.0, 3.0, 4.0), "rounds": 1, "probes": 4, "trials": 0}
+    quick_seeds: ClassVar[str] = ",".join(map(str, range(1000, 1004)))
 
     speedups: tuple[float, ...] = (1.4, 1.7, 2.0, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
     rounds: int = 2

@@ -27,12 +27,22 @@ class Calibrator(ABC):
         measures: what is measured, in a sentence for ``--help``.
         seeds: of the runs, as ``--seeds`` takes them, where the user names none.
         least: how many runs it needs.
+        quick: options with which it takes a fraction of the time, for a first look or a large model; empty where a
+            calibration is a few plain runs anyway.
+        quick_seeds: of the runs then.
     """
 
     method: ClassVar[str]
     measures: ClassVar[str]
     seeds: ClassVar[str] = "0"
     least: ClassVar[int] = 1
+    quick: ClassVar[Mapping[str, Any]] = {}
+    quick_seeds: ClassVar[str] = ""
+
+    @property
+    def no_quick(self) -> str:
+        """What to say where a quick mode is asked for and there is none."""
+        return f"{self.method}: --quick changes nothing, its calibration is a few plain runs (as many as --seeds)"
 
     @abstractmethod
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:

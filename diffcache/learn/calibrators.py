@@ -22,8 +22,13 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
 """The methods that can be calibrated."""
 
 
-def make_calibrator(method: str, **options: Any) -> Calibrator:
+def make_calibrator(method: str, quick: bool = False, **options: Any) -> Calibrator:
     """The calibrator of a method.
+
+    Args:
+        method: one of :data:`CALIBRATORS`.
+        quick: in its quick mode, where it has one; ``options`` have precedence over those of the mode.
+        options: its fields.
 
     Raises:
         ConfigError: a method that takes no calibration, an option that it does not have, or one out of range.
@@ -34,7 +39,7 @@ def make_calibrator(method: str, **options: Any) -> Calibrator:
     for name in options:
         if name not in known:
             raise ConfigError(f"{method}: calibration: {unknown('option', name, known)}")
-    return CALIBRATORS[method](**options)
+    return CALIBRATORS[method](**{**(CALIBRATORS[method].quick if quick else {}), **options})
 
 
 def calibrate(
@@ -42,6 +47,7 @@ def calibrate(
     method: str,
     calls: Call | Iterable[Call],
     *,
+    quick: bool = False,
     progress: Progress | None = None,
     kept: str | Path | None = None,
     **options: Any,
@@ -62,6 +68,8 @@ def calibrate(
         calls: one run or several, each as keyword arguments of ``pipe.__call__`` or as a function of ``pipe``. A bare
             denoiser needs functions that sample in a :func:`diffcache.denoising` block. All must have the same number
             of steps and the same sampler; for one result every time, give each a freshly seeded generator.
+        quick: in the method's quick mode, where it has one: for ``auto`` and ``diffsparse`` a fraction of the time, for
+            plans and tables that are a little worse. Three or four runs are enough for it.
         progress: called with (run, steps done, steps in all).
         kept: file in which a long calibration keeps what it has, so that it can go on after an interruption.
         options: fields of the method's calibrator, e.g. ``degree`` of ``teacache``.
@@ -70,7 +78,7 @@ def calibrate(
         ConfigError: another method or option, no runs, runs that differ in steps or sampler, or too few steps.
         UnsupportedModelError: the model cannot be listened to.
     """
-    calibrator = make_calibrator(method, **options)
+    calibrator = make_calibrator(method, quick, **options)
     runs = [calls] if isinstance(calls, Mapping) or callable(calls) else list(calls)
     if not runs:
         raise ConfigError("calls: none given, calibration needs at least one dense run")

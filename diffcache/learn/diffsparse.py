@@ -65,6 +65,9 @@ class SparsityCalibrator(Calibrator):
     measures: ClassVar[str] = "which steps are computed, and which share of its tokens every module computes at each"
     seeds: ClassVar[str] = "0,1,2,3,4,5"
     least: ClassVar[int] = 3
+    #: the one-shot table alone: neither a search for full steps by the true loss nor straight-through learning
+    quick: ClassVar[Mapping[str, Any]] = {"evaluations": 0, "iterations": 0}
+    quick_seeds: ClassVar[str] = "0,1,2"
 
     budget: float | str = 0.5
     site: str = "output"
