@@ -84,7 +84,7 @@ def estimate_memory(model: Any, method: Method = "worldcache", /, **call: Any) -
         ConfigError: unknown method or field, a value out of range, or a pipeline that never called its denoiser.
         UnsupportedModelError: no denoiser, or none that has the method's site; or its shapes depend on numbers.
     """
-    config, recipe = uncalibrated(method)
+    config, recipe = uncalibrated(method, model)
     recipe = named_modalities(recipe, model)
     bare = isinstance(model, nn.Module)
     models = {"denoiser": unwrapped(model)} if bare else {n: unwrapped(m) for n, m in find_denoisers(model).items()}

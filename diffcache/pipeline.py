@@ -125,12 +125,14 @@ def named_modalities(recipe: Recipe, owner: Any) -> Recipe:
     return recipe if recipe.modalities else replace(recipe, modalities=tuple(getattr(owner, "modalities", ())))
 
 
-def uncalibrated(method: Method) -> tuple[MethodConfig, Recipe]:
-    """A method's configuration, and a recipe with its site and predictor, which needs no calibration."""
+def uncalibrated(method: Method, owner: Any = None) -> tuple[MethodConfig, Recipe]:
+    """A method's configuration, and a recipe with its site and predictor, which needs no calibration; on a pipeline or
+    model what comes with that counts."""
     config = make_config(method)
     if isinstance(config, LanguageConfig):
         raise UnsupportedModelError(_language_only(config, "a denoiser"))
-    return config, make_config(config, max_skip=0).recipe()  # never skips, so it has no decision to calibrate
+    never = make_config(config, max_skip=0)  # never skips, so it has no decision to calibrate
+    return config, never.recipe() if owner is None else never.recipe_for(owner)
 
 
 def _check_modalities(widths: tuple[int, ...], denoisers: dict[str, Any]) -> None:

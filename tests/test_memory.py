@@ -299,6 +299,7 @@ METHODS_OF_PIPELINES = {
     "powerlaw": dict(site="body"),
     "fbcache": dict(threshold=10.0),
     "easycache": dict(threshold=1e9, max_skip=2),
+    "toca": dict(),
 }
 
 

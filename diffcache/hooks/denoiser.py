@@ -22,9 +22,9 @@ from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings, pays
 from .familiar import Call, Likeness
-from .fitted import FittedSite
 from .flow import leaves
 from .gated import GatedSite
+from .levels import fitted_site
 from .modules import find_units, unit_kinds
 from .partial import PartialOutputSite
 from .rate import RateSite
@@ -235,7 +235,7 @@ class DenoiserHook(ModelHook):
         elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
             reason = "an input requires a gradient"
         else:
-            reason = self.site.hindrance(branch.cache)
+            reason = self.site.hindrance_at(branch.cache, step)
         if reason is not None:
             branch.fall_back(step, reason)
         return reason is None
@@ -336,12 +336,12 @@ def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
         return RateSite(anatomy, recipe)
     if recipe.signal is not None:
         return GatedSite(model, anatomy, recipe)
+    if isinstance(recipe.predictor, Fitted):
+        return fitted_site(model, anatomy, recipe)
     if recipe.site == "output" and recipe.table is not None:
         return sparse_site(model, anatomy, find_units(model, "module", recipe.kinds), recipe)
     if recipe.site == "output" and recipe.selector is not None:
         return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
-    if isinstance(recipe.predictor, Fitted):
-        return FittedSite(anatomy, recipe)
     if recipe.site == "output":
         return OutputSite(anatomy, recipe)
     if recipe.site == "body":

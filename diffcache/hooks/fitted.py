@@ -216,11 +216,15 @@ class FittedSite(OutputSite):
         return FittedCache(self.recipe)
 
     def compute(self, run: Run, cache: FittedCache, moment: Moment) -> Any:
-        result = run()
+        result = self.full(run, cache, moment)
         with torch.no_grad():
             tensors, cache.template = flatten(result)
             cache.keep(tensors, self._samples(run, tensors), moment)
         return result
+
+    def full(self, run: Run, cache: FittedCache, moment: Moment) -> Any:
+        """The denoiser's own result."""
+        return run()
 
     def _samples(self, run: Run, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The noisy samples in the outputs' form; none where one of the outputs has none."""

@@ -55,6 +55,10 @@ class Site(ABC):
         """Why nothing can be predicted although the schedule would, or None."""
         return None if cache.ready else "too few computed steps in this branch"
 
+    def hindrance_at(self, cache: Cache, step: int) -> str | None:
+        """The same of one step, for a site whose steps need different things."""
+        return self.hindrance(cache)
+
     def share(self, kinds: frozenset[str]) -> float:
         """Share of the blocks (or units) that run at a step that is not computed in full."""
         return 0.0

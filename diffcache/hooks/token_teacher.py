@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import UnsupportedModelError
 from .again import close_to, compare
@@ -113,6 +114,22 @@ class Teacher:
                 del held[number]
         settle(learning.blocks, lessons)
         return self._prove_blocks(Known(start, lessons, learning.blocks), stream, run, result, memories)
+
+    def glance(self, full: FullPass) -> Known | None:
+        """Without a proof, where a pass went through with shapes alone (see :mod:`.shadow`), which hold no numbers to
+        learn from: None where it had numbers.
+
+        What is held is told by sizes then: an attention with fewer keys than there are tokens has others for its keys.
+        Modules that turn out to be computed whole hold less.
+        """
+        start, stream = self._start(full)
+        if not isinstance(stream, FakeTensor):
+            return None
+        for memory in full.memories.values():
+            few = [n for n, (key, _, _) in memory.attended.items() if key.shape[-2] < stream.shape[1]]
+            for number in few:
+                del memory.attended[number]
+        return Known(start, {})
 
     def _prove_blocks(self, known: Known, stream: Tensor, run: Run, result: Any, memories: Memories) -> Known:
         """Keep to packed rows if a pass of some tokens gives what the full pass gave; to fused norms likewise."""

@@ -87,6 +87,8 @@ class TokenSite(Site):
         result = self._within(full, run)
         with torch.no_grad():
             if known is None:
+                known = self._teacher.glance(full)
+            if known is None:
                 known = self._lessons[form] = self._teacher.learn(again, full, result)
             cache.renew(full.entries[self._lists[known.start]], moment.step)
         cache.lessons = known.units

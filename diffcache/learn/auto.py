@@ -23,6 +23,7 @@ from .bench import Bench, Measured, weights_of
 from .calibrator import Calibrator, Call, Facts, Progress, check_whole
 from .climbing import Climb
 from .kept import Kept
+from .levels import Levels, check_levels, told
 from .measuring import Reporter
 
 #: powers of the measured gains of which each gives a placement of a plan's steps to begin with
@@ -41,6 +42,7 @@ class AutoCalibrator(Calibrator):
         probes: steps at which it is measured what an error there does to the result; 0 takes all to matter alike.
         trials: further placements of each plan's steps that are tried in some runs; 0 takes the one that the probes
             speak for, without a run.
+        levels: shares of the tokens, in (0, 1), that a predicted step may compute; empty for none.
     """
 
     method: ClassVar[str] = "auto"
@@ -53,6 +55,7 @@ class AutoCalibrator(Calibrator):
     rounds: int = 2
     probes: int = 8
     trials: int = 6
+    levels: tuple[float, ...] = (0.25, 0.5)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speedups", tuple(self.speedups) if isinstance(self.speedups, (list, tuple)) else ())
@@ -61,6 +64,7 @@ class AutoCalibrator(Calibrator):
         check_whole("rounds", self.rounds, 0)
         check_whole("probes", self.probes, 0)
         check_whole("trials", self.trials, 0)
+        object.__setattr__(self, "levels", check_levels(self.levels))
 
     def measure(self, pipe: Any, calls: Sequence[Call], progress: Progress | None, kept: Path | None) -> Calibration:
         if len(calls) < 2:
@@ -74,7 +78,7 @@ class AutoCalibrator(Calibrator):
         }
         bench = Bench(pipe, list(models), list(calls), Reporter(progress), Kept(kept, {**about, **asdict(self)}))
         bench.fly_dense()
-        found = self._plans(bench)
+        found, levels = self._plans(bench)
         bench.kept.discard()
         guidance = getattr(pipe, "_guidance_scale", None)
         return Calibration(
@@ -82,13 +86,14 @@ class AutoCalibrator(Calibrator):
             bench.sampler,
             bench.steps,
             len(calls),
-            _experts(found, bench, models),
+            _experts(found, bench, models, {"form": FORM, **levels.facts}),
             guidance=float(guidance) if isinstance(guidance, (int, float)) else None,
         )
 
-    def _plans(self, bench: Bench) -> list[Measured]:
+    def _plans(self, bench: Bench) -> tuple[list[Measured], Levels]:
         """Plans for all speed-ups."""
         gains = bench.gains(self.probes)
+        levels = Levels(bench, self.levels, self.probes)
         wanted = {s: splits for s in sorted(self.speedups) if (splits := bench.prices.splits(s))}
         if not wanted:
             raise ConfigError(f"speedups: {bench.steps} steps are too few for any of them")
@@ -97,6 +102,7 @@ class AutoCalibrator(Calibrator):
         most = max(max(split) for splits in wanted.values() for split in splits)
         placements = [Placements(landscape, most) for landscape in landscapes]
         climb, tried, found = Climb(landscapes, bench.score), {}, {}
+        reached: dict[float, Measured] = {}
         for speedup in wanted:
             for fewer in range(FEWER + 1):
                 splits = bench.prices.splits(speedup, fewer)
@@ -109,8 +115,9 @@ class AutoCalibrator(Calibrator):
                 if computed not in found:
                     found[computed] = bench.improve(computed, self.rounds)
                 if found[computed].speedup >= NOISE * speedup:
+                    reached[speedup] = found[computed]
                     break
-        return list(found.values())
+        return [*found.values(), *levels.better(climb.landscape, reached, self.rounds)], levels
 
     def describe(self, expert: Expert) -> Facts:
         n = expert.numbers
@@ -118,7 +125,7 @@ class AutoCalibrator(Calibrator):
         return [
             (f"{speed:.2f}x", f"{count:.0f} of {expert.steps} computed: {mean:.1f} dB, nine in ten above {sure:.1f} dB")
             for speed, count, mean, sure in rows
-        ]
+        ] + told(expert.facts)
 
 
 def _identities(pipe: Any) -> dict[str, Identity]:
@@ -126,7 +133,9 @@ def _identities(pipe: Any) -> dict[str, Identity]:
     return {name: identify(unwrapped(m), inspect_denoiser(unwrapped(m))) for name, m in models.items()}
 
 
-def _experts(found: Sequence[Measured], bench: Bench, models: Mapping[str, Identity]) -> dict[str, Expert]:
+def _experts(
+    found: Sequence[Measured], bench: Bench, models: Mapping[str, Identity], facts: Mapping[str, Any]
+) -> dict[str, Expert]:
     """What a file holds of each denoiser: its part of every plan, and what the whole plan was measured to do."""
     shared = {
         "psnr": torch.tensor([m.psnr for m in found], dtype=torch.float32),
@@ -143,18 +152,19 @@ def _experts(found: Sequence[Measured], bench: Bench, models: Mapping[str, Ident
             branches,
             {**_numbers(plans), **{key: value.clone() for key, value in shared.items()}},  # a file holds no views
             dict(zip(("compute", "predict", "decide"), costs, strict=True)),
-            facts={"form": FORM},
+            facts=dict(facts),
         )
     return experts
 
 
 def _numbers(plans: Sequence[Plan]) -> dict[str, Tensor]:
     """Of one denoiser's part."""
-    steps = plans[0].steps
+    steps, levelled = plans[0].steps, any(plan.levels for plan in plans)
     return {
         "computed": torch.tensor([[float(plan.computes(s)) for s in range(steps)] for plan in plans]),
         "weights": torch.stack(list(map(weights_of, plans))),
         "limits": torch.tensor([plan.limits for plan in plans], dtype=torch.float32),
         "spread": torch.tensor(list(plans[0].spread.values()), dtype=torch.float32),
         "timesteps": torch.tensor(plans[0].timesteps or [float("nan")], dtype=torch.float32),
+        **({"levels": torch.tensor([[plan.level(s) for s in range(steps)] for plan in plans])} if levelled else {}),
     }

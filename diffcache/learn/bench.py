@@ -22,7 +22,7 @@ from .calibrator import Call
 from .kept import Kept
 from .measuring import Reporter
 from .packing import pack, unpack
-from .piloting import Flight, fly, psnr
+from .piloting import Flight, Levelling, fly, psnr
 from .prices import Costs, Prices
 from .refitting import misses, refit, surprises
 
@@ -82,6 +82,7 @@ class Bench:
         scheduler = getattr(pipe, "scheduler", None)
         self.sampler = None if scheduler is None else type(scheduler).__name__
         self.tried = 0
+        self.levelling = Levelling()
 
     def fly_dense(self) -> None:
         """Run every call, computed in full."""
@@ -108,7 +109,7 @@ class Bench:
         return pack(self._fly(call, None, label), self.names)
 
     def _fly(self, call: Call, plan: Plan | None, label: str, watching: bool = True) -> Flight:
-        flight = fly(self.pipe, call, plan, self.reporter, label, watching)
+        flight = fly(self.pipe, call, plan, self.reporter, label, watching, self.levelling)
         self.sampler = flight.sampler
         return flight
 
@@ -119,24 +120,21 @@ class Bench:
 
     def gains(self, probes: int) -> np.ndarray:
         """How much of an error at each step is felt in the result: measured at some, between them interpolated."""
-        starts = self._probed(probes)
+        starts = self.probed(probes)
         if not starts:
             return np.ones(self.steps)
         flat = Landscape(self.evidence)
         felt, costs = [], []
-        for number, start in enumerate(starts, 1):
-            computed = [s for s in range(self.steps) if not start < s <= start + PROBE]
-            plan = tabulate(self.evidence, computed)
-            label = f"probe {number}/{len(starts)}"
-            stage = self.kept.once(label, partial(self._felt, plan, label))
-            felt.append(float(stage["error"]) / max(flat.error(computed), 1e-30))
+        for start in starts:
+            stage = self.probe(start)
+            felt.append(float(stage["error"]) / max(flat.error(self._but(start)), 1e-30))
             costs.append(stage["costs"].numpy())
         self.prices = Prices(self.prices.lengths, _typical(np.stack(costs)))
         middles = np.array(starts) + 0.5 * (PROBE + 1)
         found = np.interp(np.arange(self.steps), middles, np.log(np.maximum(felt, 1e-30)))
         return np.exp(0.5 * (found - found.mean()))
 
-    def _probed(self, probes: int) -> list[int]:
+    def probed(self, probes: int) -> list[int]:
         """The steps behind which a span is predicted, evenly spread; each span within a segment."""
         able = [
             start
@@ -147,6 +145,24 @@ class Bench:
         picked = np.linspace(0, len(able) - 1, min(probes, len(able))).round().astype(int)
         return [able[i] for i in np.unique(picked).tolist()]
 
+    def probe(self, start: int, share: float = 0.0) -> dict[str, Tensor]:
+        """What predicting a single span behind ``start`` does to the result: its mean squared ``error``, and ``costs``.
+
+        Args:
+            start: one of :meth:`probed`.
+            share: of the tokens that is computed at its steps.
+        """
+        computed = self._but(start)
+        plan = tabulate(self.evidence, computed)
+        if share:
+            plan = replace(plan, levels=tuple(0.0 if plan.computes(s) else share for s in range(self.steps)))
+        label = f"probe at step {start}" + (f", {share:g} of the tokens" if share else "")
+        return self.kept.once(label, partial(self._felt, plan, label))
+
+    def _but(self, start: int) -> list[int]:
+        """All steps but those of the span behind ``start``."""
+        return [s for s in range(self.steps) if not start < s <= start + PROBE]
+
     def _felt(self, plan: Plan, label: str) -> dict[str, Tensor]:
         flight = self._fly(self.calls[0], plan, label, watching=False)
         error = (flight.pictures - self.pictures[0]).double().square().mean()
@@ -154,30 +170,40 @@ class Bench:
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
-    def score(self, computed: Sequence[int]) -> float:
+    def score(self, computed: Sequence[int], levels: tuple[float, ...] = ()) -> float:
         """Mean PSNR of some runs with this placement."""
         self.tried += 1
-        label, plan = f"placement {self.tried}", tabulate(self.evidence, computed)
+        label, plan = f"placement {self.tried}", self._plan(computed, levels)
         runs = range(min(TRIALS, len(self.calls)))
-        name = f"placement {_listed(computed)}"
+        name = f"placement {_listed(computed)}{_levels(levels)}"
         return float(self.kept.numbers(name, lambda: sum(self._quality(plan, i, label) for i in runs) / len(runs)))
 
     def _quality(self, plan: Plan, number: int, label: str) -> float:
         return psnr(self._fly(self.calls[number], plan, label, watching=False).pictures, self.pictures[number])
 
-    def improve(self, placed: Sequence[int], rounds: int) -> Measured:
-        """A plan with this placement, after some rounds of fitting; the best of them by PSNR."""
-        label = f"{len(placed)} of {self.steps} steps"
-        found = self.kept.once(f"plan {_listed(placed)}", partial(self._improve, placed, rounds, label))
-        plan = tabulate(self.evidence, placed, self.timesteps)
+    def _plan(self, computed: Sequence[int], levels: tuple[float, ...]) -> Plan:
+        return replace(tabulate(self.evidence, computed, self.timesteps), levels=levels)
+
+    def improve(self, placed: Sequence[int], rounds: int, levels: tuple[float, ...] = ()) -> Measured:
+        """A plan with this placement, after some rounds of fitting; the best of them by PSNR.
+
+        Args:
+            placed: the steps that are computed.
+            rounds: how often its weights are fitted anew.
+            levels: for each step the share of the tokens that is computed if the step is not; empty for none.
+        """
+        label = f"{len(placed)} of {self.steps} steps" + (f", {_count(levels)} in part" if levels else "")
+        plan = self._plan(placed, levels)
+        name = f"plan {_listed(placed)}{_levels(levels)}"
+        found = self.kept.once(name, partial(self._improve, plan, rounds, label))
         weights = dict(zip(plan.weights, found["weights"].tolist(), strict=True))
         plan = replace(plan, weights=weights, limits=tuple(found["limits"].tolist()))
         prices = Prices(self.prices.lengths, tuple(map(tuple, found["costs"].tolist())))
         computed = tuple(found["computed"].tolist())
         return Measured(plan, found["psnr"].tolist(), prices, float(found["optimism"]), computed)
 
-    def _improve(self, computed: Sequence[int], rounds: int, label: str) -> dict[str, Tensor]:
-        plan, made, tried = tabulate(self.evidence, computed, self.timesteps), [], []
+    def _improve(self, plan: Plan, rounds: int, label: str) -> dict[str, Tensor]:
+        made, tried = [], []
         for turn in range(1, rounds + 2):
             flights = [
                 self._fly(call, plan, f"{label}, round {turn}/{rounds + 1}, run {i}/{len(self.calls)}")
@@ -236,6 +262,14 @@ def _typical(costs: np.ndarray) -> tuple[Costs, ...]:
 
 def _listed(computed: Sequence[int]) -> str:
     return ",".join(map(str, computed))
+
+
+def _levels(levels: Sequence[float]) -> str:
+    return "".join(f" {step}:{share:g}" for step, share in enumerate(levels) if share)
+
+
+def _count(levels: Sequence[float]) -> int:
+    return sum(share > 0.0 for share in levels)
 
 
 def _told(found: Sequence[Sequence[tuple[str, int]]]) -> str:

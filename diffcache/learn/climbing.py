@@ -47,6 +47,12 @@ class Climb:
             self._look(found)
         return self._top(splits)
 
+    @property
+    def landscape(self) -> Landscape:
+        """With gains that agree with all runs so far."""
+        known = self._landscapes[0]
+        return Landscape(known.evidence, known.gains * attune(known, self.seen)) if self.seen else known
+
     def _look(self, computed: Steps) -> None:
         if computed not in self.seen:
             self.seen[computed] = self._score(computed)
@@ -59,8 +65,7 @@ class Climb:
 
     def _proposal(self, splits: Collection[Split], near: bool) -> Steps | None:
         """What is promising now and has not been run: the best of all, or of what differs little from the best run."""
-        known = self._landscapes[0]
-        landscape = Landscape(known.evidence, known.gains * attune(known, self.seen))
+        landscape = self.landscape
         whole = None if near else Placements(landscape, max(map(max, splits))).best(splits)
         if whole is not None and whole not in self.seen:
             return whole

@@ -110,16 +110,21 @@ def _median(values: list[float]) -> float:
 
 def timed_run(trials: Trials, method: Any, label: str, watch: Stopwatch | None = None) -> Times:
     """The times of the first run under a method."""
-    with accelerated(trials.pipe, method), trials.counted(label), _timed(trials.pipe, watch) as times:
+    with accelerated(trials.pipe, method), trials.counted(label), timed(trials.pipe, watch) as times:
         trials.run(0)
     return times()
 
 
 @contextmanager
-def _timed(pipe: Any, watch: Stopwatch | None) -> Iterator[Callable[[], Times]]:
+def timed(pipe: Any, watch: Stopwatch | None = None, units: bool = True) -> Iterator[Callable[[], Times]]:
     """Within: every call of a denoiser, and of its units' own forward, is timed; yields what reads the times then.
 
     A pass may run a unit's forward elsewhere than in the module's call, so that is what is timed.
+
+    Args:
+        pipe: a method is on.
+        watch: see :func:`measure_work`.
+        units: whether units are timed, and not the denoisers alone.
     """
     handle, hooks, marks, sites = handle_of(pipe), [], [], []
 
@@ -140,7 +145,7 @@ def _timed(pipe: Any, watch: Stopwatch | None) -> Iterator[Callable[[], Times]]:
 
         hooks.append(model.register_forward_pre_hook(lambda *_: begun.append(clock.now())))
         hooks.append(model.register_forward_hook(end))
-        if isinstance(site, TokenSite):
+        if units and isinstance(site, TokenSite):
             site.around = around
             sites.append(site)
 

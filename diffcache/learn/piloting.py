@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cache, partial
 from math import inf
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, NothingSkippedWarning
 from ..hooks.recipe import Recipe
-from ..hooks.stats import SegmentStats
+from ..hooks.stats import FULL, SegmentStats
 from ..media.frames import read_output
 from ..methods import MethodConfig
 from ..methods.auto import piloted
@@ -24,6 +25,19 @@ from ..predictors.evidence import Track
 from .calibrator import Call, run
 from .measuring import Reporter, check_ran
 from .prices import Costs
+
+
+@dataclass
+class Levelling:
+    """What the runs of a calibration share about plans with levels.
+
+    Attributes:
+        hold: what a computed step costs more that holds what levels behind it need, in computed steps.
+        lessons: name of a denoiser -> what partial steps learned of it.
+    """
+
+    hold: float = 0.0
+    lessons: dict[str, dict[Any, Any]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -37,8 +51,9 @@ class Recorder:
         timesteps: of the last one.
     """
 
-    def __init__(self, plan: Plan | None, reporter: Reporter, watching: bool = True) -> None:
-        self.watching, self._reporter = watching, reporter
+    def __init__(self, plan: Plan | None, reporter: Reporter, watching: bool, levelling: Levelling) -> None:
+        self.watching, self.levelling, self._reporter = watching, levelling, reporter
+        self.levelled = plan is not None and bool(plan.levels)
         self._plans = None if plan is None else plan.segments()
         self.tracks: list[Track] = []
         self.segments: list[tuple[str, int]] = []
@@ -64,6 +79,11 @@ class Recorder:
         self.total = start + max(total, len(timesteps))
         return start, None if self._plans is None else self._plans[number]
 
+    @property
+    def plans(self) -> list[Plan | None]:
+        """Of each segment of the last trajectory."""
+        return [None] * len(self.segments) if self._plans is None else list(self._plans)
+
     def watch(self, branch: str, step: int, samples: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """A step of the trajectory was computed, see :meth:`.Pilot.watch`."""
         self.tracks[-1].note(branch, step, samples, outputs)
@@ -75,7 +95,8 @@ class Seat(Pilot):
 
     def __init__(self, recorder: Recorder, name: str) -> None:
         self._recorder, self._name, self._start = recorder, name, 0
-        self.watching = recorder.watching
+        self.watching, self.levelled = recorder.watching, recorder.levelled
+        self.lessons = recorder.levelling.lessons.setdefault(name, {})
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
         self._start, self.plan = self._recorder.begin(self._name, total, timesteps)
@@ -116,6 +137,7 @@ class Flight:
         costs: of each segment.
         timesteps: what the sampler passed to the denoiser.
         sampler: class name, or None for a loop that named none.
+        partial: steps that were computed in part, as ``computed``, of all segments.
     """
 
     tracks: list[Track]
@@ -125,15 +147,27 @@ class Flight:
     costs: tuple[Costs, ...]
     timesteps: tuple[float, ...]
     sampler: str | None
+    partial: float
 
 
-def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str, watching: bool = True) -> Flight:
-    """Run a call under a plan."""
+def fly(
+    pipe: Any,
+    call: Call,
+    plan: Plan | None,
+    reporter: Reporter,
+    label: str,
+    watching: bool = True,
+    levelling: Levelling | None = None,
+    meter: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+) -> Flight:
+    """Run a call under a plan, with a meter on the pipeline meanwhile."""
     reporter.begin(label)
-    recorder = Recorder(plan, reporter, watching)
+    levelling = Levelling() if levelling is None else levelling
+    recorder = Recorder(plan, reporter, watching, levelling)
     with accelerated(pipe, Piloted(pilots=recorder.seat)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingSkippedWarning)  # a dense run is meant to be one
-        output = run(pipe, call)
+        with meter(pipe):
+            output = run(pipe, call)
         check_ran(list(handle_of(pipe).hooks), [name for name, _ in recorder.segments])
         reporter(recorder.total, recorder.total)  # of a run that is not watched the steps were not told
         segments, sampler = handle_of(pipe).stats().segments, handle_of(pipe).sampler
@@ -143,20 +177,30 @@ def fly(pipe: Any, call: Call, plan: Plan | None, reporter: Reporter, label: str
         tuple(recorder.segments),
         _pictures(output),
         tuple(sum(s.computed for s in part) / max(len(part), 1) for part in parts),
-        tuple(map(_costs, parts)),
+        tuple(_costs(part, own, levelling.hold) for part, own in zip(parts, recorder.plans, strict=True)),
         recorder.timesteps,
         sampler,
+        sum(s.partial for s in segments) / max(len(segments), 1),
     )
 
 
-def _costs(segments: Sequence[SegmentStats]) -> Costs:
-    """Of one denoiser; 0 for what it did not do."""
-    computed, predicted = sum(s.computed for s in segments), sum(s.predicted for s in segments)
+def _costs(segments: Sequence[SegmentStats], plan: Plan | None, hold: float) -> Costs:
+    """Of one denoiser; 0 for what it did not do. What is held for levels is paid by the steps that are not computed."""
+    held = sum(_held(s.decisions, plan) for s in segments) if plan is not None and plan.levels else 0
+    computed, other = sum(s.computed for s in segments), sum(s.predicted + s.partial for s in segments)
+    spent = sum(s.compute_seconds for s in segments)
+    compute = spent / max(computed + hold * held, 1)
+    held_for = spent - computed * compute if held else 0.0
     return (
-        sum(s.compute_seconds for s in segments) / max(computed, 1),
-        sum(s.predict_seconds for s in segments) / max(predicted, 1),
-        sum(s.decide_seconds for s in segments) / max(computed + predicted, 1),
+        compute,
+        (sum(s.predict_seconds for s in segments) + held_for) / max(other, 1),
+        sum(s.decide_seconds for s in segments) / max(computed + other, 1),
     )
+
+
+def _held(decisions: str, plan: Plan) -> int:
+    """Computed steps with levels behind them."""
+    return sum(letter == FULL and plan.holds(step) for step, letter in enumerate(decisions))
 
 
 def _pictures(output: Any) -> Tensor:

@@ -51,7 +51,18 @@ class Prices:
             speedup: over a dense trajectory.
             fewer: steps less than it could pay.
         """
-        more = [max(compute - predict, 1e-9 * compute) for compute, predict, _ in self.costs]
+        return splits_for(self.lengths, self._more, self._room(speedup) - fewer * max(self._more))
+
+    def room(self, speedup: float) -> float:
+        """What a plan of one segment may spend on steps that are not just predicted, in computed ones."""
+        return self._room(speedup) / self._more[0]
+
+    @property
+    def _more(self) -> list[float]:
+        """What computing a step costs more than predicting it."""
+        return [max(compute - predict, 1e-9 * compute) for compute, predict, _ in self.costs]
+
+    def _room(self, speedup: float) -> float:
         pairs = zip(self.lengths, self.costs, strict=True)
         rest = sum(length * (predict + decide) for length, (_, predict, decide) in pairs)
-        return splits_for(self.lengths, more, self.dense / (SLACK * speedup) - rest - fewer * max(more))
+        return self.dense / (SLACK * speedup) - rest

@@ -59,7 +59,9 @@ def refit(plan: Plan, made: Sequence[Sequence[Track]], dense: Sequence[Track], m
         for name, row in zip(names, found, strict=True):
             weights[name].append(spread_out(row.tolist(), len(plan.before(step))))
         for run, guess in zip(runs, guesses, strict=True):
-            run.move(motion, step, run.stored.get(step, guess))
+            # of a share of the tokens, here any, the output is the denoiser's own
+            near = torch.lerp(guess, run.parts(run.dense, step), plan.level(step)) if plan.level(step) else guess
+            run.move(motion, step, run.stored.get(step, near))
     return replace(plan, weights=weights)
 
 

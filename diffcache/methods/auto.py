@@ -17,6 +17,7 @@ from ..schedules import Planned
 from ..schedules.calibration import Calibration, Expert
 from ..schedules.files import read_calibration
 from ..schedules.pilots import FilePilot, FirstRun
+from ..schedules.selectors import Selector
 from .base import MethodConfig
 from .calibrated import STEPS, CalibratedConfig
 from .checks import check_number
@@ -43,7 +44,10 @@ class AutoConfig(CalibratedConfig):
     the least time for ``min_psnr``. Without a file the plan that comes with the model is taken; else the first
     generation is computed in full, and the following ones are planned from it. See docs/auto.md.
 
-    Memory of one branch: ``4 * numel(output) * element_size`` bytes (three outputs and one sample).
+    Memory of one branch: ``4 * numel(output) * element_size`` bytes (three outputs and one sample). Under a plan with
+    levels, from the computed step before some until the next one, that of partial steps besides: over attention and
+    feed-forward modules the sum of ``numel(results) * element_size``, of ``numel(keys) + numel(values)`` of each
+    attention among the tokens, and the hidden stream, and 4 bytes a token.
 
     Args:
         speedup: how many times faster the denoiser shall be, >= 1. Default 2, if there is no ``min_psnr``.
@@ -63,7 +67,7 @@ class AutoConfig(CalibratedConfig):
         "speedup": (None,),
         "timesteps": (None,),
     }
-    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {"spread": (None, STEPS)}
+    optional: ClassVar[dict[str, tuple[int | None, ...]]] = {"spread": (None, STEPS), "levels": (None, STEPS)}
 
     warmup: int = 1
     cooldown: int = 0
@@ -96,6 +100,9 @@ class AutoConfig(CalibratedConfig):
         known = super()._read()
         if not _agree(list(known.experts.values())):
             raise ScheduleFileError(f"{self.schedule}: damaged: the plans of {' and '.join(known.experts)} differ")
+        for name, expert in known.experts.items():
+            if not _levels_fit(expert):
+                raise ScheduleFileError(f"{self.schedule}: damaged: levels of {name} is not right")
         return known
 
     @property
@@ -111,7 +118,8 @@ class AutoConfig(CalibratedConfig):
 
     def _recipe(self, home: str | None) -> Recipe:
         if self.max_skip == 0:
-            return self._with(lambda name: Pilot(), None)
+            shown = self._shown(home)
+            return piloted(self, lambda name: shown, self.guard, shown=shown)
         if self.schedule is not None:
             known = self._read()
             return self._with(_pilots(known, self, lambda: None), known)
@@ -122,6 +130,16 @@ class AutoConfig(CalibratedConfig):
         if self.min_psnr is not None:
             raise self.uncalibrated("min_psnr", "measured plans", (), "a target in speedup")
         return self._with(lambda name: watching(), None)
+
+    def _shown(self, home: str | None) -> Pilot:
+        """Follows nothing: shows what a plan of this configuration holds."""
+        known = self._read() if self.schedule is not None else _read_home(home, self) if home is not None else None
+        shown, levels = Pilot(), ()
+        if known is not None and "levels" in next(iter(known.experts.values())).numbers:
+            levels = plan_of(next(iter(known.experts.values())), choose(known, self)).levels
+        shown.levelled = bool(levels)
+        shown.plan = Plan(2, (0,), {}, (0.0, 0.0), levels=(0.0, max(levels)) if levels else ())
+        return shown
 
     def _with(self, pilots: Callable[[str], Pilot], known: Calibration | None) -> Recipe:
         return piloted(self, cache(pilots), self.guard, known)
@@ -136,7 +154,11 @@ def _read_home(path: str, config: AutoConfig) -> Calibration:
 
 
 def piloted(
-    config: MethodConfig, pilots: Callable[[str], Pilot], guard: float, known: Calibration | None = None
+    config: MethodConfig,
+    pilots: Callable[[str], Pilot],
+    guard: float,
+    known: Calibration | None = None,
+    shown: Pilot | None = None,
 ) -> Recipe:
     """The recipe in which each denoiser follows a plan of its own.
 
@@ -145,7 +167,9 @@ def piloted(
         pilots: name of a denoiser -> its pilot, always the same one.
         guard: see :class:`~diffcache.schedules.planned.Planned`.
         known: what the plans were measured on.
+        shown: of no denoiser in particular; follows no plan.
     """
+    shown = Pilot() if shown is None else shown
 
     def schedule(pilot: Pilot) -> Planned:
         return Planned(pilot, guard, config.warmup, config.cooldown, config.max_skip)
@@ -154,11 +178,12 @@ def piloted(
         config.method,
         config,
         "output",
-        lambda: schedule(Pilot()),
-        Fitted(Pilot()),
+        lambda: schedule(shown),
+        Fitted(shown),
         calibration=known,
         calibrated=lambda name: schedule(pilots(name)),
         predicted=lambda name: Fitted(pilots(name)),
+        selector=Selector(),
     )
 
 
@@ -234,4 +259,15 @@ def plan_of(expert: Expert, number: int) -> Plan:
     known = expert.numbers.get("spread")  # files of before it was measured lack it
     spread = {} if known is None else dict(zip(expert.branches, known.tolist(), strict=True))
     limits, timesteps = tuple(tables["limits"][number]), tuple(tables["timesteps"])
-    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread)
+    levels = tuple(expert.numbers["levels"][number].tolist()) if "levels" in expert.numbers else ()
+    levels = levels if any(levels) else ()
+    return Plan(expert.steps, tuple(computed), weights, limits, timesteps, spread, levels=levels)
+
+
+def _levels_fit(expert: Expert) -> bool:
+    """Whether only steps that are not computed anyway are computed for a share of the tokens."""
+    levels, computed = expert.numbers.get("levels"), expert.numbers["computed"]
+    if levels is None:  # a file without levels lacks it
+        return True
+    within = (levels >= 0.0) & (levels < 1.0) & ((levels == 0.0) | (computed == 0.0))
+    return levels.shape == computed.shape and bool(within.all())

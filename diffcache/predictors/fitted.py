@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Plan:
             that is not known.
         starts: first step of each segment, where one denoiser takes over from another: computed, and what was computed
             before it is not predicted from.
+        levels: for each step the share of the tokens that is computed although the step is predicted; 0 at computed
+            steps, and where nothing is. Empty for a plan without such steps.
     """
 
     steps: int
@@ -41,6 +44,7 @@ class Plan:
     timesteps: tuple[float, ...] = ()
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     starts: tuple[int, ...] = (0,)
+    levels: tuple[float, ...] = ()
     _chosen: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +53,19 @@ class Plan:
     def computes(self, step: int) -> bool:
         """Whether the plan computes ``step``."""
         return step in self._chosen
+
+    def level(self, step: int) -> float:
+        """Share of the tokens that is computed at a predicted ``step``."""
+        return self.levels[step] if self.levels else 0.0
+
+    def holds(self, step: int) -> bool:
+        """Whether some tokens alone are computed behind a computed ``step``, before the plan's next one."""
+        ahead = step + 1
+        while ahead < self.steps and not self.computes(ahead):
+            if self.level(ahead):
+                return True
+            ahead += 1
+        return False
 
     def change(self, branch: str, since: int, step: int) -> float:
         """Factor by which the variance of the outputs changes from one step to another; 1 if that is not known."""
@@ -71,6 +88,7 @@ class Plan:
             self.limits[start:end],
             self.timesteps[start:end],
             {branch: row[start:end] for branch, row in self.spread.items()},
+            levels=self.levels[start:end] if any(self.levels[start:end]) else (),
         )
 
 
@@ -89,10 +107,15 @@ class Pilot:
     Attributes:
         plan: the plan in force, or None: every step is computed.
         watching: whether :meth:`watch` wants to be told.
+        levelled: whether its plans have levels.
+        lessons: what partial steps have learned of the model, by form of call, for whoever follows several plans of a
+            model that does not change; None: it is learned anew.
     """
 
     plan: Plan | None = None
     watching: bool = False
+    levelled: bool = False
+    lessons: dict[Any, Any] | None = None
 
     def begin(self, total: int | None, timesteps: Sequence[float]) -> Plan | None:
         """A trajectory begins: the plan that holds for it. Raises ScheduleFileError where it was made for another."""

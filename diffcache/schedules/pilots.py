@@ -28,7 +28,7 @@ class FilePilot(Pilot):
 
     def __init__(self, plan: Plan, known: Calibration, name: str, instead: Pilot | None = None) -> None:
         self._made, self._known, self._name, self._instead = plan, known, name, instead
-        self.plan = plan
+        self.plan, self.levelled = plan, bool(plan.levels)
 
     @property
     def watching(self) -> bool:

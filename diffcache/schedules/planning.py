@@ -46,6 +46,21 @@ class Landscape:
     def _spans(self, history: tuple[int, ...]) -> np.ndarray:
         """Squared error of the span behind ``history`` (newest first) if it ends before step ``history[0] + 1 + k``,
         for k = 0, 1, ... up to the longest."""
+        sums, columns = self._sums(history)
+        if not columns:
+            return np.zeros(1)
+        errors = np.einsum("ik,ij,jk->k", sums, self.evidence.gram[np.ix_(columns, columns)], sums, optimize=True)
+        return np.concatenate([[0.0], np.maximum(errors, 0.0)])
+
+    def products(self, history: tuple[int, ...]) -> np.ndarray:
+        """``[n, n]`` inner products of what each prediction of the longest span behind ``history`` moves the sample
+        by wrongly, as it is felt at the end: those of a shorter span come first, and sum to its squared error."""
+        sums, columns = self._sums(history)
+        each = np.diff(sums, axis=1, prepend=0.0)
+        return each.T @ self.evidence.gram[np.ix_(columns, columns)] @ each
+
+    def _sums(self, history: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
+        """Column k: the sum of the first k + 1 misses, over these columns of the evidence."""
         known, first = self.evidence, history[0] + 1
         steps = np.arange(first, min(first + LONGEST, known.segment(history[0])[1]))
         columns: list[int] = []
@@ -55,11 +70,7 @@ class Landscape:
             push = self._push[part, steps]
             rows += [np.triu(np.broadcast_to(push[:, None], (len(steps),) * 2)), -np.cumsum(weights * push, 1)]
             columns += [*targets, *known.regressors(part, history)]
-        if not len(steps):
-            return np.zeros(1)
-        sums = np.concatenate(rows)  # column k: the sum of the first k + 1 misses, over the columns of the evidence
-        errors = np.einsum("ik,ij,jk->k", sums, known.gram[np.ix_(columns, columns)], sums, optimize=True)
-        return np.concatenate([[0.0], np.maximum(errors, 0.0)])
+        return np.concatenate(rows) if len(steps) else np.zeros((0, 0)), columns
 
     def _weights(self, history: tuple[int, ...], steps: np.ndarray) -> list[np.ndarray]:
         """Those of each part's branch."""
