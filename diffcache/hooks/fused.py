@@ -14,7 +14,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -116,8 +115,13 @@ class FusedPass(PackedPass):
         self._calls = before
         rows, place = self._few(lesson, tensors, 1), lesson.inputs[lesson.stream]
         self._put_text(rows[lesson.stream], tensors[lesson.stream], place, self.selection.tokens)
-        with Giving(look.products):
-            results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
+        with Giving(look.products) as giving:
+
+            def unit(*asked: Any) -> Any:
+                with giving.aside():
+                    return self._unit_fused(now, *asked)
+
+            results, given = self._run(unit, forward, template.rebuild(rows))
         if place.length > self.selection.tokens:
             self._put_text(stream.whole, results[lesson.result], place, 1)
         return results, given
