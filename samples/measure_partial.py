@@ -1,9 +1,10 @@
 """Time of partial blocks over dense ones, at widths of real models: ``python samples/measure_partial.py``.
 
 Two blocks of each family with random weights (time does not depend on them), 1,024 tokens or more, and as much text for
-them as the models have at 1024 x 1024 (Flux schnell, which is there at full length as well, SD3) or 480p. The time is the process's own, from the first
-block's call to the last one's return: with ranking, without embeddings and head. Dense and partial calls alternate, and
-each figure is the median of their ratios. Text rows of joint attention are always computed. Prints a Markdown table.
+them as the models have at 1024 x 1024 (Flux schnell, SD3) or 480p; of Flux also all 4,096 tokens of that. The time is
+the process's own, from the first block's call to the last one's return: with ranking, without embeddings and head.
+Dense and partial calls alternate, and each figure is the median of their ratios. Text rows of joint attention are
+always computed. Prints a Markdown table.
 """
 
 from __future__ import annotations
