@@ -1,9 +1,10 @@
 """Time of partial blocks over dense ones, at widths of real models: ``python samples/measure_partial.py``.
 
 Two blocks of each family with random weights (time does not depend on them), 1,024 tokens or more, and as much text for
-them as the models have at 1024 x 1024 (Flux schnell, SD3) or 480p. The time is the process's own, from the first
-block's call to the last one's return: with ranking, without embeddings and head. Dense and partial calls alternate, and
-each figure is the median of their ratios. Text rows of joint attention are always computed. Prints a Markdown table.
+them as the models have at 1024 x 1024 (Flux schnell, SD3) or 480p; of Flux also all 4,096 tokens of that. The time is
+the process's own, from the first block's call to the last one's return: with ranking, without embeddings and head.
+Dense and partial calls alternate, and each figure is the median of their ratios. Text rows of joint attention are
+always computed. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def pixart() -> tuple[nn.Module, Arguments]:
     }
 
 
-def flux() -> tuple[nn.Module, Arguments]:
+def flux(side: int = 32, words: int = 64) -> tuple[nn.Module, Arguments]:
     """One double and one single block 1,536 wide, 1,024 tokens, 64 words."""
     model = FluxTransformer2DModel(
         num_layers=1,
@@ -68,17 +69,23 @@ def flux() -> tuple[nn.Module, Arguments]:
         pooled_projection_dim=64,
         guidance_embeds=False,
     )
-    x, text, pooled = torch.randn(1, 1024, 64), torch.randn(1, 64, 64), torch.randn(1, 64)
-    ids = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"), -1).reshape(-1, 2)
-    image = torch.cat([torch.zeros(1024, 1), ids.float()], 1)
+    tokens = side * side
+    x, text, pooled = torch.randn(1, tokens, 64), torch.randn(1, words, 64), torch.randn(1, 64)
+    ids = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    image = torch.cat([torch.zeros(tokens, 1), ids.float()], 1)
     return model, lambda level: {
         "hidden_states": x * level,
         "encoder_hidden_states": text,
         "pooled_projections": pooled,
         "timestep": torch.tensor([level]),
         "img_ids": image,
-        "txt_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(words, 3),
     }
+
+
+def flux_large() -> tuple[nn.Module, Arguments]:
+    """The same blocks, 4,096 tokens, 256 words: schnell at 1024 x 1024."""
+    return flux(64, 256)
 
 
 def sd3() -> tuple[nn.Module, Arguments]:
@@ -122,7 +129,15 @@ def cogvideox() -> tuple[nn.Module, Arguments]:
     return model, lambda level: {"hidden_states": x * level, "encoder_hidden_states": text, "timestep": _time(level)}
 
 
-FAMILIES = {"DiT": dit, "PixArt": pixart, "Flux": flux, "SD3": sd3, "Wan": wan, "CogVideoX": cogvideox}
+FAMILIES = {
+    "DiT": dit,
+    "PixArt": pixart,
+    "Flux": flux,
+    "Flux-1024": flux_large,
+    "SD3": sd3,
+    "Wan": wan,
+    "CogVideoX": cogvideox,
+}
 
 
 class BlockTime:

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import RMSNorm
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache import kernels
 from diffcache.errors import ConfigError
+from diffcache.kernels import few_rows
 from diffcache.predictors.base import Horizon, weights
 from diffcache.predictors.hermite import Heterogeneous, group_names
 from diffcache.predictors.layout import TokenLayout
@@ -30,6 +32,18 @@ EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7
 def _seeded():
     torch.manual_seed(0)
     torch.compiler.reset()  # what was compiled for other devices and backends
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def chosen(batch, size, count):
@@ -348,6 +362,31 @@ def test_operators_on_the_cpu():
     opcheck(ops.scatter_update.default, (x, fresh, cache, index, None, scale, False))
     norm = (None, None, None, scale, None, out, 1e-6, True)
     opcheck(ops.scatter_gather_norm.default, (x, fresh, cache, index, None, scale, False, index, *norm))
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 24), (2, 3, 24), (7, 24)], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_of_few_rows_in_slices_are_the_same(shape, biased, monkeypatch):
+    """The last slice is narrower than the others."""
+    monkeypatch.setattr(few_rows, "LEAST_COLUMNS", 50)
+    monkeypatch.setattr(few_rows, "SLICE", -(-20 // torch.get_num_threads()))
+    x, weight, bias = torch.randn(shape), torch.randn(50, 24), torch.randn(50) if biased else None
+    with torch.no_grad(), Operators() as seen:
+        found = few_rows.linear(x, weight, bias)
+    assert sum(name in ("aten.mm.out", "aten.addmm.out") for name in seen.names) == 3
+    torch.testing.assert_close(found, F.linear(x, weight, bias), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", ["gradient", "many rows", "bfloat16", "narrow"])
+def test_other_products_are_torch_s_own(other, monkeypatch):
+    monkeypatch.setattr(few_rows, "LEAST_COLUMNS", 60 if other == "narrow" else 50)
+    monkeypatch.setattr(few_rows, "SLICE", 1)
+    dtype = torch.bfloat16 if other == "bfloat16" else torch.float32
+    x, weight = torch.randn(300 if other == "many rows" else 7, 24, dtype=dtype), torch.randn(50, 24, dtype=dtype)
+    with torch.set_grad_enabled(other == "gradient"), Operators() as seen:
+        found = few_rows.linear(x, weight)
+        assert torch.equal(found, F.linear(x, weight))
+    assert "aten.mm.out" not in seen.names
 
 
 def test_indices():

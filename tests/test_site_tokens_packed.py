@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcache import UnsupportedModelError, accelerate_model, denoising
 from diffcache.hooks.steady import Giving, Noting
-from diffcache.kernels import checked, counting
+from diffcache.kernels import checked, counting, few_rows
 from diffcache.kernels.dispatch import Kernel
 
 from .denoisers import DENOISERS
@@ -324,6 +324,39 @@ def test_modulation_of_a_block_that_runs_twice_is_computed_once():
         finally:
             model.diffcache.restore()
     assert counts[2:] == [1] * 4
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_products_of_few_rows_come_in_slices_where_some_tokens_are_left_out(share, monkeypatch):
+    """Of attention and feed-forward, of text and tokens; a step that computes everything is the dense model's own."""
+    name, seen = "FluxTransformer2DModel", [[]]
+    fits = few_rows._fits
+    bare(name)
+
+    def note(x, weight):
+        seen[-1].append(id(weight))
+        return fits(x, weight)
+
+    monkeypatch.setattr(few_rows, "_fits", note)
+    monkeypatch.setattr(few_rows, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(few_rows, "SLICE", 5)
+    model = model_of(name)
+    put_on(model, lambda offset, depth, kind: share)
+    try:
+        run(name, before=lambda step, arguments: seen.append([]) or arguments)
+    finally:
+        model.diffcache.restore()
+    double, single = model.transformer_blocks[0], model.single_transformer_blocks[0]
+    parts = [
+        double.attn.to_q,
+        double.attn.add_v_proj,
+        double.attn.to_out[0],
+        double.ff.net[2],
+        double.ff_context.net[2],
+    ]
+    parts += [single.attn.to_q, single.proj_mlp, single.proj_out]
+    found = {part: id(part.weight) in seen[-1] for part in parts}
+    assert set(found.values()) == {share < 1.0}, found
 
 
 def test_a_product_that_may_differ_or_was_written_to_is_computed_again():

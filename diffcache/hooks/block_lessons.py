@@ -78,8 +78,7 @@ class BlockLearningPass(LearningPass):
         run: Callable[[Any], Any],
         template: Template,
     ) -> None:
-        """Refuse what is told for each token and comes to the result past the units: gates are taken to be one a
-        sample."""
+        """Whether what is told for each token comes to the result past the units: gates are one a token then."""
         for index, place in enumerate(lesson.inputs):
             tensor = tensors[index]
             if index == lesson.stream or place is None or not tensor.is_floating_point():
@@ -94,8 +93,7 @@ class BlockLearningPass(LearningPass):
                 results, _ = flatten(run(template.rebuild(given)))
             finally:
                 self._calls, self._still = after, False
-            if bool(results[lesson.result].isnan().any()):
-                raise Unfit("its modulation is another one for each token")
+            lesson.modulated = lesson.modulated or bool(results[lesson.result].isnan().any())
 
     def _link(self, lesson: BlockLesson, tensors: list[Tensor], results: list[Tensor]) -> None:
         if self._last is not None and lesson.whole is None:

@@ -14,57 +14,20 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .lessons import NORMS, BlockLesson, Source
+from .look import SIGNS, Look, signs
 from .outputs import Template, flatten
-from .packed import PackedPass
-from .selection import Place
-from .steady import Giving, Noting, Products
+from .packed import Broken, PackedPass
+from .selection import Place, Unfit
+from .steady import Giving, Noting
+from .token_look import TokenLook, answer, seen, stream_of
 from .token_passes import Call, Forward, Lesson, Memory, PartialPass
 from .token_stream import TokenStream, Update
-
-#: rows behind those of the parts: zeros, and ones of both signs
-ZERO, SIGNS = 0, 1
-
-
-@dataclass
-class Look:
-    """What a block showed on a few rows.
-
-    Attributes:
-        gates: of each part by call and number of the result, ``[B, 1, D]``.
-        calls: its units' calls in order: what :meth:`.TokenPass.unit` gets.
-        results: what it returned, and how.
-        products: what need not be computed again where it runs on.
-    """
-
-    gates: dict[tuple[Call, int], Tensor]
-    calls: list[tuple[Any, ...]]
-    results: tuple[list[Tensor], Template]
-    products: Products
-
-    def tensors_of(self, call: Call) -> list[Tensor]:
-        """Arguments of a unit."""
-        return next(flatten(tuple(asked[5:]))[0] for asked in self.calls if asked[0] == call)
-
-    def modulation(self, tensor: Tensor, place: Place, eps: float) -> tuple[Tensor, Tensor]:
-        """Scale and shift of the norm that made an argument, ``[B, 1, D]`` each, fp32."""
-        rows = tensor.narrow(place.axis, place.offset + len(self.gates), 2).float()
-        zero, ones = rows.split(1, dim=1)
-        scale = (ones - zero) * signs(ones) * (1.0 + eps) ** 0.5
-        return scale.sub_(1.0), zero
-
-
-def signs(like: Tensor) -> Tensor:
-    """``[D]``: 1, -1, 1, -1, ...; neither LayerNorm nor RMSNorm changes it but by ``eps``."""
-    values = torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)
-    values[1::2] = -1.0
-    return values
 
 
 @dataclass
@@ -106,7 +69,7 @@ class FusedPass(PackedPass):
             self.unfused[lesson.unfused or "not learned"] += 1
             return super()._through(lesson, stream, alive, tensors, template, forward)
         before = self._calls.copy()
-        look = self._look(lesson, tensors, template, forward)
+        look = self._shown(lesson, tensors, template, forward)
         stream.unpack()
         now = Within(lesson, stream, tensors, look, {})
         if self._alone(lesson):
@@ -116,8 +79,13 @@ class FusedPass(PackedPass):
         self._calls = before
         rows, place = self._few(lesson, tensors, 1), lesson.inputs[lesson.stream]
         self._put_text(rows[lesson.stream], tensors[lesson.stream], place, self.selection.tokens)
-        with Giving(look.products):
-            results, given = self._run(partial(self._unit_fused, now), forward, template.rebuild(rows))
+        with Giving(look.products) as giving:
+
+            def unit(*asked: Any) -> Any:
+                with giving.aside():
+                    return self._unit_fused(now, *asked)
+
+            results, given = self._run(unit, forward, template.rebuild(rows))
         if place.length > self.selection.tokens:
             self._put_text(stream.whole, results[lesson.result], place, 1)
         return results, given
@@ -169,6 +137,51 @@ class FusedPass(PackedPass):
             results = self._run(noted, forward, template.rebuild(given))
         gates = results[0][lesson.result].narrow(1, place.offset, len(parts)).split(1, dim=1)
         return Look(dict(zip(parts, gates, strict=True)), calls, results, noting.products)
+
+    def _shown(self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward) -> Look:
+        """What the block shows now.
+
+        Raises:
+            Broken: it did something else when it was learned.
+        """
+        if not lesson.modulated:
+            return self._look(lesson, tensors, template, forward)
+        try:
+            return self._look_at_tokens(lesson, tensors, template, forward)
+        except Unfit as error:
+            raise Broken(str(error)) from error
+
+    def _look_at_tokens(
+        self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward
+    ) -> TokenLook:
+        """Run a block on symbols, with what is told for each token in the order of the stream.
+
+        Raises:
+            Unfit: it does more than adding up gated results to its stream, and norming that.
+        """
+        calls: list[tuple[Any, ...]] = []
+        given = [t if place is None else self._in_order(t, place) for t, place in zip(tensors, lesson.inputs)]
+        stream, tokens = lesson.stream, self.selection.tokens
+        given[stream] = stream_of(tensors[stream], lesson.inputs[stream], tokens)
+
+        def answered(call: Call, *asked: Any) -> Any:
+            calls.append((call, *asked))
+            return answer(call, self.lessons[call], self.memories[call], tokens)
+
+        results = self._run(answered, forward, template.rebuild(given))
+        return seen(lesson, lesson.parts(self.lessons), calls, results)
+
+    def _in_order(self, tensor: Tensor, place: Place) -> Tensor:
+        """What is told for each token, in the order of the stream."""
+        return self.selection.take_again(tensor, place, self.selection.tokens) if self.selection.ranked else tensor
+
+    def _gates(self, lesson: BlockLesson, tensors: list[Tensor], template: Template, forward: Forward) -> list[Tensor]:
+        if not lesson.modulated:
+            return super()._gates(lesson, tensors, template, forward)
+        before = self._calls.copy()
+        look = self._shown(lesson, tensors, template, forward)
+        self._calls = before
+        return list(look.gates.values())
 
     # -- units -----------------------------------------------------------------------------------------------------
 
@@ -255,7 +268,8 @@ class FusedPass(PackedPass):
             there: and when it was looked at.
         """
         others = place.length - self.selection.tokens
-        rows = tensor.new_empty((tensor.shape[0], others + count, tensor.shape[2]))
+        size = tensor.shape[0], others + count, tensor.shape[2]
+        rows = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
         if others:
             self._put_text(rows, tensor, place, tensor.shape[1] - others)
         out = rows.narrow(1, place.offset, count)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import project_epilogue
+from ..kernels.few_rows import linear
 from .attention_form import AttentionForm, Projection, Turn, weights_of
+from .few_rows import FewRows
 from .selection import Place, Selection
 
 #: rotary tables as kernel P takes them, by the identities of what they were made from, which are held with them
@@ -179,8 +180,9 @@ class FusedAttention:
         made = []
         for way in self._form.ways:
             rows = mixed[:, ends[way.first] : ends[way.last]]
-            for name in way.parts:
-                rows = self._form.module.get_submodule(name)(rows)
+            with FewRows():
+                for name in way.parts:
+                    rows = self._form.module.get_submodule(name)(rows)
             made.append(rows)
         results = []
         for number, first, last in self._form.results:
@@ -192,7 +194,7 @@ class FusedAttention:
 def product(part: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """A projection without its bias, and the bias; of a module that is no plain matrix product its result, and None."""
     plain = weights_of(part)
-    return (part(rows), None) if plain is None else (F.linear(rows, plain[0]), plain[1])
+    return (part(rows), None) if plain is None else (linear(rows, plain[0]), plain[1])
 
 
 def norm_of(module: nn.Module, projection: Projection) -> dict[str, Any]:

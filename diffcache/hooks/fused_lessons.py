@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..kernels import gather_norm
 from .again import close_to
-from .fused import SIGNS, ZERO, FusedPass, Look
-from .lessons import BlockLesson, Source
+from .fused import FusedPass
+from .lessons import NORMS, BlockLesson, Source
+from .look import SIGNS, ZERO, Look
 from .outputs import flatten
 from .packed import tokens_in
 from .selection import Place, Selection, Unfit
@@ -55,6 +56,9 @@ class FusedLearningPass(FusedPass):
         run = self._inside or self._held
         return run(call, layer, kind, feeds, forward, args, kwargs)
 
+    def _in_order(self, tensor: Tensor, place: Place) -> Tensor:
+        return tensor  # the stream is judged as it is
+
     def _held(self, call: Call, *asked: Any) -> Any:
         return self.memories[call].give()
 
@@ -67,10 +71,15 @@ class FusedLearningPass(FusedPass):
         try:
             if tensors[lesson.stream].dtype == torch.float64:
                 raise Unfit("kernels compute in fp32, its stream is fp64")
-            look = self._look(lesson, tensors, template, forward, _SMALL)
+            if lesson.modulated:
+                look = self._look_at_tokens(lesson, tensors, template, forward)
+            else:
+                look = self._look(lesson, tensors, template, forward, _SMALL)
             judge = _Judge(self, lesson, tensors, look)
-        except (Unfit, RuntimeError, ValueError, IndexError) as error:
+        except (Unfit, RuntimeError, ValueError, TypeError, IndexError) as error:
             lesson.unfused = str(error).splitlines()[0]
+            if lesson.modulated:  # its gates are not known
+                lesson.whole = lesson.unfused
         self._calls = before
         results, given = self._run(judge or self._held, forward, (args, kwargs))
         if judge is not None:
@@ -154,10 +163,11 @@ class _Judge:
         if tensor.dim() != 3 or place.axis != 1 or tensor.shape[-1] != stream.shape[-1]:
             return None
         there = self._look.tensors_of(call)[index]
-        wanted, eps = tokens_in(tensor, place, self._count).float(), self._eps(there, place)
-        scale, shift = self._look.modulation(there, place, eps)
-        made = {"stream": stream}
-        for kind in ("layer", "rms"):
+        told, wanted = self._look.norm_of(there), tokens_in(tensor, place, self._count).float()
+        eps = self._eps(there, place) if told is None else told[1]
+        made = {"stream": stream} if told is None or told[0] == "stream" else {}
+        for kind in NORMS if told is None else () if made else told[:1]:
+            scale, shift = self._look.modulation(there, place, eps)
             made[kind] = gather_norm(stream, scale=scale, shift=shift, eps=eps, kind=kind)
         errors = torch.stack([(rows - wanted).norm() for rows in made.values()]) / wanted.norm()
         error, kind = min(zip(errors.tolist(), made, strict=True))

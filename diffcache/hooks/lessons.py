@@ -41,6 +41,7 @@ class BlockLesson:
         stream: number of the argument that carries the tokens.
         result: number of the result that carries them on.
         units: calls of the units inside in order, with their depth, kind, and whether only another unit reads them.
+        modulated: whether its gates and norms are others for each token.
         chained: whether its result, the very tensor, is the stream of the next block.
         whole: why it cannot run on some rows, or None.
         sources: of each unit's call, how each tensor among its arguments comes about; where kernels can make them all.
@@ -51,6 +52,7 @@ class BlockLesson:
     stream: int = 0
     result: int = 0
     units: list[tuple[Call, int, str, bool]] = field(default_factory=list)
+    modulated: bool = False
     chained: bool = False
     whole: str | None = None
     sources: dict[Call, list[Source | None]] | None = None

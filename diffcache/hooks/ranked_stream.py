@@ -108,7 +108,7 @@ class RankedStream(TokenStream):
         count = update.fresh.shape[1]
         self._settle(count, len(self._parts) - 1)
         rows, order = self.tokens.narrow(1, 0, count), self._order.narrow(1, 0, count)
-        scatter_update(rows, update.fresh, update.cache, order, update.gate, ranked=True)
+        scatter_update(rows, update.fresh, update.cache, order, _narrow(update.gate, 0, count), ranked=True)
         self._landed(count)
 
     def take(self, count: int) -> Tensor:
@@ -119,11 +119,14 @@ class RankedStream(TokenStream):
             return self.tokens.index_select(1, self._selection.inverse(count)[0])
         return self.tokens.narrow(1, 0, count)
 
-    def normed(self, count: int, kind: str, eps: float, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-        norm = dict(scale=scale, shift=shift, eps=eps, kind=kind, out=out)
+    def normed(
+        self, count: int, kind: str, eps: float, scale: Tensor | None, shift: Tensor | None, out: Tensor
+    ) -> None:
         update, done = self._waiting, len(self._parts)
         inverse = self._selection.inverse(count) if count == self._selection.tokens else None
         reach = max(count, 0 if update is None else update.fresh.shape[1])
+        scale, shift = (_narrow(t, 0, reach) for t in (scale, shift))
+        norm = dict(scale=scale, shift=shift, eps=eps, kind=kind, out=out)
         if update is not None:
             self._settle(reach, done - 1)
         elif any(given != done - 1 for given in self._given(count)):
@@ -136,7 +139,7 @@ class RankedStream(TokenStream):
         if inverse is not None:
             norm["next_inverse"] = order
         follow = dict(ranked=True, next_index=count if inverse is None else inverse, **norm)
-        scatter_gather_norm(self.tokens.narrow(1, 0, reach), fresh, cache, order, gate, **follow)
+        scatter_gather_norm(self.tokens.narrow(1, 0, reach), fresh, cache, order, _narrow(gate, 0, reach), **follow)
         self._landed(reach)
 
     def _landed(self, count: int) -> None:
@@ -160,8 +163,9 @@ class RankedStream(TokenStream):
     def _accumulate(self, start: int, end: int, first: int, last: int, into: Tensor | None) -> None:
         if start < end and (first < last or into is not None):
             rows, order = (t.narrow(1, start, end - start) for t in (self.tokens, self._order))
-            caches, gates = [[part[i] for part in self._parts[first:last]] for i in range(2)]
-            accumulate(rows, caches, gates, order, into)
+            parts = self._parts[first:last]
+            gates = [_narrow(gate, start, end - start) for _, gate, _ in parts]
+            accumulate(rows, [cache for cache, *_ in parts], gates, order, into)
 
     def _mark(self, count: int, parts: int) -> None:
         """The first ``count`` rows have been given ``parts``; ranges that are alike become one."""
@@ -169,3 +173,9 @@ class RankedStream(TokenStream):
         while rest and rest[0][1] == parts:
             count, _ = rest.pop(0)
         self._levels = [(count, parts), *rest] if count else rest
+
+
+def _narrow(modulation: Tensor | None, start: int, size: int) -> Tensor | None:
+    """A modulation of some rows, in rank order; one that is the same for all tokens as it is."""
+    each = modulation is not None and modulation.shape[1] > 1
+    return modulation.narrow(1, start, size) if each else modulation

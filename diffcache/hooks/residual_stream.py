@@ -61,7 +61,9 @@ class Stream(TokenStream):
         self.flush()
         return self.tokens.index_select(1, self._selection.rows(count))
 
-    def normed(self, count: int, kind: str, eps: float, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    def normed(
+        self, count: int, kind: str, eps: float, scale: Tensor | None, shift: Tensor | None, out: Tensor
+    ) -> None:
         norm = dict(scale=scale, shift=shift, eps=eps, kind=kind, out=out)
         rows, update, self._pending = self._selection.rows(count), self._pending, None
         if update is None:

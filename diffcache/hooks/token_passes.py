@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ..kernels import project_epilogue
 from .attending import Attending, Attention
 from .attention_form import AttentionForm
+from .few_rows import FewRows
 from .fused_attention import FusedAttention, Tables
 from .outputs import Template, flatten, owned
 from .selection import Place, Selection, Unfit
@@ -217,7 +219,8 @@ class PartialPass(TokenPass):
         lesson = self.lessons[call]
         if self.selection is None or lesson.whole is not None:  # a list that runs before the tokens enter
             self._note(1, 1)
-            return self._in_full(call, feeds, forward, args, kwargs)
+            with FewRows() if self.rows < self.all_rows else nullcontext():
+                return self._in_full(call, feeds, forward, args, kwargs)
         tokens, count = self.selection.tokens, self._count(call[0], layer, kind)
         self._note(min(count, tokens), tokens)
         if count >= tokens:
@@ -246,9 +249,7 @@ class PartialPass(TokenPass):
             place = lesson.keys[number]
             return attention.run() if place is None else self._attend(held.attended[number], place, attention, count)
 
-        if not lesson.keys:
-            return forward(*args, **kwargs)
-        with Attending(attend):
+        with Attending(attend) if lesson.keys else FewRows():
             return forward(*args, **kwargs)
 
     def _chosen(self, lesson: Lesson, tensors: list[Tensor], count: int, packed: int) -> list[Tensor]:

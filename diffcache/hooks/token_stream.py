@@ -19,7 +19,7 @@ class Update:
         held: of the module.
         cache: its results, ``[B, tokens, D]``: those of stale tokens count.
         fresh: ``[B, count, D]``, of the first ``count`` tokens of the ranking, in the selection's order.
-        gate: ``[B, 1, D]``.
+        gate: ``[B, 1, D]``, or ``[B, tokens, D]`` in the stream's order.
     """
 
     held: Memory
@@ -91,12 +91,14 @@ class TokenStream(ABC):
         """The first ``count`` tokens of the ranking, ``[B, count, D]``."""
 
     @abstractmethod
-    def normed(self, count: int, kind: str, eps: float, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    def normed(
+        self, count: int, kind: str, eps: float, scale: Tensor | None, shift: Tensor | None, out: Tensor
+    ) -> None:
         """The same, normed and modulated, into ``out``: kernel F if an update waits, else G.
 
         Args:
             count: of tokens, >= 1.
             kind, eps: of the norm.
-            scale, shift: ``[B, 1, D]``.
+            scale, shift: ``[B, 1, D]``, or ``[B, tokens, D]`` in the stream's order; None for none.
             out: ``[B, count, D]``.
         """

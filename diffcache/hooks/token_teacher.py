@@ -133,13 +133,15 @@ class Teacher:
 
     def _prove_blocks(self, known: Known, stream: Tensor, run: Run, result: Any, memories: Memories) -> Known:
         """Keep to packed rows if a pass of some tokens gives what the full pass gave; to fused norms likewise."""
+        tokens, _ = trial = _trial(stream.shape[1], stream.device, self._ranked)
+        if not all(block.whole for block in known.blocks.values()):
+            try:
+                self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
+            except _FAULTS as error:
+                _unfuse(known, _first_line(error))
+            settle(known.blocks, known.units)
         if all(block.whole for block in known.blocks.values()):
             return replace(known, blocks={}, unpacked=next((b.whole for b in known.blocks.values()), "it has no block"))
-        tokens, _ = trial = _trial(stream.shape[1], stream.device, self._ranked)
-        try:
-            self._within(FusedLearningPass(memories, known.units, known.start, known.blocks, tokens), run)
-        except _FAULTS as error:
-            _unfuse(known, _first_line(error))
         why = self._try(known, trial, run, result, memories)
         if why is not None and any(block.sources for block in known.blocks.values()):
             _unfuse(known, f"with its norms by kernels {why}")
