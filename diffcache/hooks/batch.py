@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .again import compare, repeatable
 from .anatomy import Anatomy
-from .rows import Cut, Place, Rows, batch_axis, find_places, take
+from .rows import Cut, Place, Rows, find_places, take
 
 Run = Callable[[], Any]
 #: what a call returned, and tensors that it showed on the way
@@ -219,7 +219,8 @@ class Batch:
 
     def leading(self, value: Tensor) -> Tensor:
         """What is held, with the samples on the first axis."""
-        self.behind = batch_axis(value, self.size) > 0
+        shape = value.shape
+        self.behind = len(shape) > 2 and shape[0] != self.size == shape[1]  # as :func:`.rows.batch_axis`, in one call
         return value.movedim(1, 0) if self.behind else value
 
     def spread(self, parts: Sequence[Sequence[Any]]) -> list[list[Any]] | None:

@@ -115,7 +115,11 @@ class Forecast(Cache):
     def _fit_anew(self, moment: Moment) -> None:
         self._fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
-        if self.recipe.signal is not None and self.due is not None:
+        if self.due is None or self.recipe.signal is None:
+            return
+        if self.spent is not None and self.missed is None:
+            self.spent.renew(self)
+        else:
             prepare_alone(self)  # its outlook is read together with the next signal
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
-from .gradients import without_gradients
+from .gradients import detached
 from .modules import first_attention
 from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
@@ -70,7 +70,11 @@ class GatedBody(BodySite):
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
         gating = Gating(self.plan, self._copies, self.inside, decide, self._pass_on)
-        result = self._under(gating, run)
+        before, self.now = self.now, gating  # as :meth:`_under`, in a call less
+        try:
+            result = run()
+        finally:
+            self.now = before
         self.heard = gating.heard
         if gating.replaying:
             return result, None, True
@@ -127,10 +131,15 @@ class Gating:
         inside: whether the gate is inside the plan's first block.
         decide: called at the gate.
         pass_on: called behind it, with what runs from there on.
+
+    Attributes:
+        looks_at: None, which is every block.
     """
 
+    looks_at: tuple[nn.Module, ...] | None = None
+
     def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide, pass_on: PassOn) -> None:
-        self.plan, self._inside, self._decide, self._pass_on = plan, inside, decide, pass_on
+        self.plan, self._copies, self._inside, self._decide, self._pass_on = plan, copies, inside, decide, pass_on
         self.capturing = Capturing(plan, copies)
         self._now: Capturing | Replaying = self.capturing
         self.heard: Tensor | None = None
@@ -142,25 +151,33 @@ class Gating:
         return self._now is not self.capturing
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._running = block
-        if self.heard is None and not self._inside:
+        if self._inside:
+            return self._block_inside(block, forward, args, kwargs)
+        if self.heard is None:
             self._approach(block, args, kwargs)
+        return self._now.block(block, forward, args, kwargs)
+
+    def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        streams, start = named_tensors(block, args, kwargs), self.plan.start
+        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
+        if block is not start:
+            return
+        heard = detached(_added, streams, self._recent[0])
+        self._recent = []
+        if heard is not None:
+            self._pass(heard)
+        now = self._now
+        if now.first is None and now is self.capturing:
+            now.note(streams, self._copies)  # never traced
+        elif now.first is None:
+            now.begin(streams)
+
+    def _block_inside(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._running = block
         try:
             return self._now.block(block, forward, args, kwargs)
         except _Leave:
             return self._now.block(block, forward, args, kwargs)
-
-    def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        streams = named_tensors(block, args, kwargs)
-        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
-        if block is self.plan.start:
-            with without_gradients():
-                heard = _added(streams, self._recent[0])
-            self._recent = []
-            if heard is not None:
-                self._pass(heard)
-            if self._now.first is None:
-                self._now.begin(streams)
 
     def inside(self, value: Tensor) -> None:
         # lists that run before the body (text refiners) have attentions as well
@@ -242,8 +259,11 @@ class _Narrowing(Exploring):
 
 def _added(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor | None:
     """What blocks added to the first stream that they changed (VACE's control blocks leave the hidden states alone)."""
-    pairs = ((now[name], before[name]) for name in now if name in before)
-    return next((n - b for n, b in pairs if n is not b and n.shape == b.shape), None)
+    for name, stream in now.items():
+        old = before.get(name)
+        if old is not None and old is not stream and old.shape == stream.shape:
+            return stream - old
+    return None
 
 
 def _hidden(module: nn.Module, args: Any, kwargs: Any) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -63,6 +62,7 @@ class Segment:
         self._clock, self._watch, self._always = clock, watch, always
         self._counts = recipe.axis == "index"
         self.schedule = self._new_schedule()
+        self._asks = self.schedule.signal is not None  # what a branch hears is its own, and so is its schedule
         self.keeps = total is not None and self.schedule.max_skip > 0
         self.branches: dict[Any, Branch] = {}
         self.weights: Any = None
@@ -120,8 +120,7 @@ class Segment:
         if len(self.branches) >= _MOST_BRANCHES:
             # Conditioning that never repeats: hold no history for it.
             next(iter(self.branches.values())).forget()
-        # What a branch hears is its own, and so is what its schedule makes of it.
-        schedule = self.schedule if self.schedule.signal is None else self._new_schedule()
+        schedule = self._new_schedule() if self._asks else self.schedule
         cache = self.site.cache()
         cache.branch = name
         self.branches[key] = Branch(name, conditioning, cache, schedule)
@@ -133,31 +132,31 @@ class Segment:
         """What to do at ``step``."""
         if step != self.deciding:
             self._begin(step)
-        own = branch.schedule is not self.schedule
-        if own and not self.compute:
+        if self._asks and not self.compute:
             self.compute = branch.jury.all_due(step)
         if self.compute:
-            if own:
+            if self._asks:
                 self.computed(step, branch)
             return Verdict.COMPUTE
-        return Verdict.ASK if own else Verdict.PREDICT  # a schedule that hears nothing leaves nothing undecided
+        return Verdict.ASK if self._asks else Verdict.PREDICT  # a schedule that hears nothing leaves nothing undecided
 
     def _begin(self, step: int) -> None:
-        if self.compute or self.schedule.signal is not None or not self.schedule.wants_compute(step):
-            self._read_plans()
-        else:  # what the last step has computed in part is computed anew, whatever it is
-            for branch in self.branches.values():
-                branch.cache.pending = None
+        computes = False  # of a schedule that asks, each branch's own says that
+        if not self._asks:
+            if self.compute or not self.schedule.wants_compute(step):
+                self._read_plans()
+            else:  # what the last step has computed in part is computed anew, whatever it is
+                for branch in self.branches.values():
+                    branch.cache.pending = None
+            computes = self.schedule.wants_compute(step)
         if step == 1 and self.recipe.table is not None:
             branches = self.branches.values()
             self.recipe.table.check_guidance(len(branches), any(branch.folded for branch in branches))
-        computes = self.schedule.wants_compute(step)
-        asks = self.schedule.signal is not None
         # A step that is computed needs no look: a change since the last one is found before anything is predicted.
         looks = self._always or (self.keeps and (self.weights is None or self._watch.adapted))
-        changed = (looks or not (computes or asks)) and self._look(step)
+        changed = (looks or not (computes or self._asks)) and self._look(step)
         self.deciding, self._moved, self._asked = step, frozenset(), -1
-        self.compute = changed or (computes and not asks)
+        self.compute = changed or computes
         if self.compute:
             self.schedule.computed(step)
         self.kinds = frozenset() if self.compute else self.schedule.partial(step)
@@ -195,9 +194,9 @@ class Segment:
             self._asked, self._leader = step, branch
         if self._moved:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
-        if moved and batch.hindrance is not None and len(moved) < len(jury.all):
+        if moved and len(moved) < len(jury.schedules) and batch.hindrance is not None:
             branch.together, moved = batch.hindrance, set(jury.all)
-        if len(moved) == len(jury.all) or self._look(step):
+        if len(moved) == len(jury.schedules) or self._look(step):
             return list(range(batch.size))
         jury.computed(step, moved)
         rows = jury.rows(moved)
@@ -216,38 +215,51 @@ class Segment:
         step before, and, once, which samples belong together.
         """
         branch, batch = heard.branch, heard.batch
-        waiting = [b for b in self.branches.values() if b.cache.pending is not None]
-        repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
         late, self._late = self._late, []
-        parts = [*heard.signals]
+        repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
+        parts = heard.rows()
         if repeats:
             device = parts[0].device
             parts += [r.to(device).reshape(1) for r in repeats]
         for other in late:
-            parts += other.signals
-        parts += [b.cache.pending.numbers for b in waiting]
-        numbers = iter((torch.cat(list(map(_as_row, parts))) if len(parts) > 1 else parts[0].flatten()).tolist())
-        drifts = heard.read(numbers)
-        same = [next(numbers) for _ in repeats]
-        if repeats and drifts is None:
-            branch.together = "what is heard does not tell the samples apart"
-        elif repeats:
-            branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=False) if equal), 1))
-        spoken = [(other, other.read(numbers)) for other in late]
+            parts += other.rows()
+        waiting = []
+        for b in self.branches.values():
+            if b.cache.pending is not None:
+                waiting.append(b)
+                parts.append(b.cache.pending.numbers)
+        numbers = (torch.cat(parts) if len(parts) > 1 else parts[0]).tolist()
+        at = heard.read(numbers, 0)
+        if repeats:
+            self._part(heard, numbers[at : at + len(repeats)])
+            at += len(repeats)
+        for other in late:
+            at = other.read(numbers, at)
         for b in waiting:
             outlook, b.cache.pending = b.cache.pending, None
-            ((_, coming),) = outlook.read(list(islice(numbers, outlook.numbers.numel())))
-            self._heed(b, coming, heard.step, b.batch)
-        moved = branch.jury.hear(heard.step, drifts if drifts is not None else [heard.flat])
-        for other, said in spoken:
-            wanted = other.branch.jury.hear(other.step, said if said is not None else [other.flat])
+            end = at + outlook.numbers.numel()
+            ((_, coming),) = outlook.read(numbers[at:end])
+            at = end
+            if True in coming.alarms:
+                self._heed(b, coming, heard.step, b.batch)
+        moved = branch.jury.hear(heard.step, heard.drifts())
+        for other in late:
+            wanted = other.branch.jury.hear(other.step, other.drifts())
             moved |= branch.jury.groups(other.branch.jury.rows(wanted))
         return moved
+
+    def _part(self, heard: _Heard, same: Sequence[float]) -> None:
+        """It is known which samples of a branch belong together: whether its noise is so many times the same."""
+        branch, batch = heard.branch, heard.batch
+        if batch.spread(heard.parts) is None:
+            branch.together = "what is heard does not tell the samples apart"
+        else:
+            branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=True) if equal), 1))
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
         others = (b for b in self.branches.values() if b is not branch)
-        if branch.schedule is not self.schedule or not any(b.last_step == step for b in others):
+        if self._asks or not any(b.last_step == step for b in others):
             self.computed(step, branch)
 
     def _forget_all(self, step: int, reason: str) -> None:
@@ -261,20 +273,20 @@ class Segment:
         So the read belongs to the computed step; a branch that stays away this time is read at the next decision.
         At step 0 nobody knows how many will come, and a value that is not finite there has spoilt the sample already.
         """
-        if not self.keeps:
+        if not self.keeps or (self._asks and step):
             return
         if step == 0:
             self._prepare()
             for branch in self.branches.values():
                 branch.cache.pending = None
         if not any(branch.last_step == step - 1 for branch in self.branches.values()):
-            self._read_plans()  # a schedule with a signal reads them together with the next signal
+            self._read_plans()  # a schedule that asks reads them together with the next signal
 
     def _prepare(self) -> None:
         self.site.prepare([branch.cache for branch in self.branches.values()])
 
     def _read_plans(self) -> None:
-        if self.schedule.signal is not None or not self.keeps:
+        if self._asks or not self.keeps:
             return
         self._prepare()
         outlooks = list(dict.fromkeys(b.cache.pending for b in self.branches.values() if b.cache.pending is not None))
@@ -323,12 +335,13 @@ class Segment:
         at = step + self.start
         return float(at) if self._counts else self._clock.times(self.recipe.axis, (at,))[0]
 
-    def ahead(self, step: int) -> list[float]:
+    def ahead(self, step: int) -> Sequence[float]:
         """Times of the steps after a computed ``step`` that may be predicted."""
         if self.total is None:
-            return []
+            return ()
         first = step + self.start + 1
-        return self._clock.times(self.recipe.axis, range(first, first + self.schedule.reach(step)))
+        steps = range(first, first + self.schedule.reach(step))
+        return steps if self._counts else self._clock.times(self.recipe.axis, steps)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -363,24 +376,34 @@ class _Heard:
     """What a branch heard at a step, on the device until it is read.
 
     Attributes:
-        flat: all of it, once read.
+        parts: of each signal its numbers, once read.
     """
 
+    __slots__ = ("_signals", "batch", "branch", "parts", "step")
+
     def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
-        self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
-        self.flat: list[float] = []
+        self.step, self.branch, self.batch, self._signals = step, branch, batch, signals
+        self.parts: list[list[float]] = []
 
-    def read(self, numbers: Iterator[float]) -> Sequence[Sequence[float]] | None:
-        """Its numbers, the next ones; sample by sample, or None where the samples cannot be told apart."""
-        heard = [list(islice(numbers, signal.numel())) for signal in self.signals]
-        self.flat = heard[0] if len(heard) == 1 else list(chain.from_iterable(heard))
-        return self.batch.spread(heard)
+    def rows(self) -> list[Tensor]:
+        """What is read together, one axis each."""
+        rows = []
+        for signal in self._signals:
+            rows.append(signal if signal.dim() == 1 else signal.flatten())
+        return rows
 
+    def read(self, numbers: Sequence[float], at: int) -> int:
+        """Its numbers begin at ``at``; where they end."""
+        for signal in self._signals:
+            end = at + signal.numel()
+            self.parts.append(numbers[at:end])
+            at = end
+        return at
 
-def _as_row(numbers: Tensor) -> Tensor:
-    """What is read together: fp32, one axis."""
-    row = numbers if numbers.dim() == 1 else numbers.flatten()
-    return row if row.dtype is torch.float32 else row.float()
+    def drifts(self) -> Sequence[Sequence[float]]:
+        """Sample by sample, where several schedules decide and the samples can be told apart."""
+        apart = self.batch.spread(self.parts) if len(self.branch.jury.schedules) > 1 else None
+        return self.parts if apart is None else apart
 
 
 def _matches(branch: Branch, conditioning: Conditioning) -> bool:

@@ -70,12 +70,14 @@ class History:
         """
         full = len(self._slots) == self.depth
         oldest = self._slots.pop() if full else None
-        if given and not self.rest.moves(value):
-            slot = value.detach()
+        if given and (self.rest.plain or not self.rest.moves(value)):
+            slot = value.detach() if value.requires_grad else value
         else:
             slot = self.rest.room(value, torch.contiguous_format) if oldest is None else oldest
             self.rest.put(value, slot)
-        self.home = home_of(value)
+        home = self.home
+        if home is None or home.dtype is not value.dtype or home.device != value.device:
+            self.home = home_of(value)
         self._slots.insert(0, slot)
         self._times.insert(0, time)
         del self._times[self.depth :]
