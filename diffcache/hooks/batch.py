@@ -95,14 +95,16 @@ class Batch:
     def put_by(self) -> Batch:
         """What is known of the samples, for a later step: without the call and its tensors."""
         kept = self._kept
-        if kept is None or kept.behind != self.behind:
+        if kept is None:
             kept = self._copy()
             kept._run = kept.sample = None
+        kept.behind = self.behind
         return kept
 
     def again(self, run: Run) -> Batch:
         """The samples of a call like the one that was :meth:`put_by`; it holds no arguments within others."""
-        now = self._copy()
+        now = Batch.__new__(Batch)
+        now.__dict__.update(self.__dict__)
         now._run, now._kept = run, self
         key = self._sample_key
         now.sample = run.args[key] if isinstance(key, int) else run.keywords.get(key)

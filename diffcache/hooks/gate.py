@@ -116,11 +116,6 @@ class GatedBody(BodySite):
             detach(module, _INSIDE_NAME)
         super().uninstall()
 
-    def inside_block(self, value: Tensor) -> None:
-        """An attention received its input; raises :class:`_Leave` if the rest of its block is not needed."""
-        if self.now is not None and hasattr(self.now, "inside"):
-            self.now.inside(value)
-
 
 class Gating:
     """In full up to the gate, then captured or replayed.
@@ -134,6 +129,7 @@ class Gating:
 
     Attributes:
         looks_at: None, which is every block.
+        replaying: whether the gate was passed with a prediction.
     """
 
     looks_at: tuple[nn.Module, ...] | None = None
@@ -143,12 +139,9 @@ class Gating:
         self.capturing = Capturing(plan, copies)
         self._now: Capturing | Replaying = self.capturing
         self.heard: Tensor | None = None
+        self.replaying = False
         self._running: nn.Module | None = None
         self._recent: list[dict[str, Tensor]] = []  # what the last blocks before the gate received
-
-    @property
-    def replaying(self) -> bool:
-        return self._now is not self.capturing
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         if self._inside:
@@ -190,7 +183,7 @@ class Gating:
         self.heard = heard
         residuals = self._decide(heard)
         if residuals is not None:
-            self._now = Replaying(self.plan, residuals)
+            self._now, self.replaying = Replaying(self.plan, residuals), True
         self._pass_on(self._now)
 
     def exit(self, index: int, value: Tensor) -> Tensor:
@@ -278,5 +271,7 @@ class _InsideHook(ModelHook):
         self.body = body
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.body.inside_block(_hidden(module, args, kwargs))
+        inside = getattr(self.body.now, "inside", None)  # only what waits at the gate, or explores, has it
+        if inside is not None:
+            inside(_hidden(module, args, kwargs))  # raises :class:`_Leave` if the rest of the block is not needed
         return self.fn_ref.original_forward(*args, **kwargs)

@@ -101,7 +101,8 @@ class GatedSite(BodyOutput, Asking):
         result, residuals, replayed = self.body.decide(run, decide)
         if not replayed:
             self._store(cache, residuals, moment)
-            self._refer(cache)
+            cache.refer(self.body.heard)
+            self.body.heard = None
             return Answer(result, 1.0, 1.0)
         answer = Answer(result, 0.0, 0.0)
         if moved:

@@ -197,8 +197,7 @@ class ReuseOutlook(ForecastOutlook):
             return
         self.numbers = total(cache.histories[0].values[0])  # what :meth:`_measure` does, for one tensor
         self._sizes = [self.numbers.numel()]
-        cache.expect(self)
-        cache.adopt(self, 0)
+        cache.reuse(self)
 
     def _measure(self) -> None:
         caches, count = self._caches, len(self.fits)

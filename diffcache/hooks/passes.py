@@ -186,7 +186,9 @@ class Capturing:
 
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
-        return None if self.first is None or self.overwritten else self.plan.residuals(self.first, self.values)
+        if self.first is None or (self._counted and self.overwritten):
+            return None
+        return self.plan.residuals(self.first, self.values)
 
 
 class Replaying:

@@ -21,6 +21,7 @@ from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
 from .weights import WeightsWatch
 
 _MOST_BRANCHES = 8
+_NO_KINDS: frozenset[str] = frozenset()
 
 
 class Verdict(Enum):
@@ -159,7 +160,7 @@ class Segment:
         self.compute = changed or computes
         if self.compute:
             self.schedule.computed(step)
-        self.kinds = frozenset() if self.compute else self.schedule.partial(step)
+        self.kinds = _NO_KINDS if self.compute or self._asks else self.schedule.partial(step)
 
     def _look(self, step: int) -> bool:
         """Whether the weights are no longer those that made what is stored; it is forgotten then."""
@@ -182,7 +183,7 @@ class Segment:
             step: index in the segment.
             branch: whose signal it is.
             batch: its samples.
-            signals: what was measured, as :meth:`Batch.spread` takes it.
+            signals: what was measured, one axis each, as :meth:`Batch.spread` takes it.
         """
         jury, branch.batch = branch.jury, batch.put_by()
         if self._asked == step and self._leader.batch.size == batch.size:
@@ -190,7 +191,7 @@ class Segment:
             self._late.append(_Heard(step, branch, branch.batch, signals))
             moved: set[int] = set()
         else:
-            moved = self._hear(_Heard(step, branch, batch, signals))
+            moved = self._hear(step, branch, batch, signals)
             self._asked, self._leader = step, branch
         if self._moved:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
@@ -208,30 +209,32 @@ class Segment:
         self.compute, self._late = True, []
         branch.jury.computed(step)
 
-    def _hear(self, heard: _Heard) -> set[int]:
-        """Groups that want to be computed.
+    def _hear(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> set[int]:
+        """Groups that want to be computed. Runs at every step: no call more than needed.
 
         The one host read of the step takes along the alarms of the last computed one, what other branches heard at the
         step before, and, once, which samples belong together.
         """
-        branch, batch = heard.branch, heard.batch
         late, self._late = self._late, []
         repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
-        parts = heard.rows()
+        parts = [*signals]
         if repeats:
             device = parts[0].device
             parts += [r.to(device).reshape(1) for r in repeats]
         for other in late:
-            parts += other.rows()
+            parts += other.signals
         waiting = []
         for b in self.branches.values():
             if b.cache.pending is not None:
                 waiting.append(b)
                 parts.append(b.cache.pending.numbers)
         numbers = (torch.cat(parts) if len(parts) > 1 else parts[0]).tolist()
-        at = heard.read(numbers, 0)
+        heard, at = [], 0
+        for signal in signals:
+            heard.append(numbers[at : at + signal.numel()])
+            at += signal.numel()
         if repeats:
-            self._part(heard, numbers[at : at + len(repeats)])
+            self._part(branch, batch, heard, numbers[at : at + len(repeats)])
             at += len(repeats)
         for other in late:
             at = other.read(numbers, at)
@@ -241,17 +244,16 @@ class Segment:
             ((_, coming),) = outlook.read(numbers[at:end])
             at = end
             if True in coming.alarms:
-                self._heed(b, coming, heard.step, b.batch)
-        moved = branch.jury.hear(heard.step, heard.drifts())
+                self._heed(b, coming, step, b.batch)
+        moved = branch.jury.hear(step, heard if len(branch.jury.schedules) == 1 else _by_sample(batch, heard))
         for other in late:
-            wanted = other.branch.jury.hear(other.step, other.drifts())
+            wanted = other.branch.jury.hear(other.step, _by_sample(other.batch, other.heard))
             moved |= branch.jury.groups(other.branch.jury.rows(wanted))
         return moved
 
-    def _part(self, heard: _Heard, same: Sequence[float]) -> None:
+    def _part(self, branch: Branch, batch: Batch, heard: Sequence[Sequence[float]], same: Sequence[float]) -> None:
         """It is known which samples of a branch belong together: whether its noise is so many times the same."""
-        branch, batch = heard.branch, heard.batch
-        if batch.spread(heard.parts) is None:
+        if batch.spread(heard) is None:
             branch.together = "what is heard does not tell the samples apart"
         else:
             branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=True) if equal), 1))
@@ -376,34 +378,25 @@ class _Heard:
     """What a branch heard at a step, on the device until it is read.
 
     Attributes:
-        parts: of each signal its numbers, once read.
+        heard: of each signal its numbers, once read.
     """
 
-    __slots__ = ("_signals", "batch", "branch", "parts", "step")
-
     def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
-        self.step, self.branch, self.batch, self._signals = step, branch, batch, signals
-        self.parts: list[list[float]] = []
-
-    def rows(self) -> list[Tensor]:
-        """What is read together, one axis each."""
-        rows = []
-        for signal in self._signals:
-            rows.append(signal if signal.dim() == 1 else signal.flatten())
-        return rows
+        self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
+        self.heard: list[list[float]] = []
 
     def read(self, numbers: Sequence[float], at: int) -> int:
         """Its numbers begin at ``at``; where they end."""
-        for signal in self._signals:
-            end = at + signal.numel()
-            self.parts.append(numbers[at:end])
-            at = end
+        for signal in self.signals:
+            self.heard.append(numbers[at : at + signal.numel()])
+            at += signal.numel()
         return at
 
-    def drifts(self) -> Sequence[Sequence[float]]:
-        """Sample by sample, where several schedules decide and the samples can be told apart."""
-        apart = self.batch.spread(self.parts) if len(self.branch.jury.schedules) > 1 else None
-        return self.parts if apart is None else apart
+
+def _by_sample(batch: Batch, heard: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+    """What was heard of each sample, where they can be told apart."""
+    apart = batch.spread(heard)
+    return heard if apart is None else apart
 
 
 def _matches(branch: Branch, conditioning: Conditioning) -> bool:
