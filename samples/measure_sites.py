@@ -13,7 +13,7 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,10 +70,12 @@ def _ours(method: str, settings: dict[str, Any], model: nn.Module, steps: int) -
     accelerate_model(model, method, **settings)
 
 
-def variants() -> list[Variant]:
-    """Every site with ``max_skip=0``, and storing; diffusers' hooks."""
+def variants(only: Collection[str] | None = None) -> list[Variant]:
+    """Every site (of ``only``, if given) with ``max_skip=0``, and storing; diffusers' hooks."""
     rows = []
     for site, (method, settings) in SITES.items():
+        if only is not None and site not in only:
+            continue
         label = f"{site} (`{method}`)"
         rows.append(Variant(label, partial(_ours, method, {**settings, "max_skip": 0}), stores=False))
         rows.append(Variant(label, partial(_ours, method, settings)))
@@ -115,10 +117,9 @@ def compare(recording: Recording, twin: nn.Module, variant: Variant, first: int)
 
 
 def overhead(
-    recording: Recording, repeats: int, tick: Callable[[], None]
+    recording: Recording, rows: list[tuple[Variant, Ratios]], repeats: int, tick: Callable[[], None]
 ) -> tuple[list[tuple[Variant, Ratios]], float]:
     """Ratios of every variant, and the median seconds of a bare call; all variants take turns."""
-    rows = [(variant, Ratios()) for variant in variants()]
     twins, bare = [], []
     for variant, _ in rows:
         twins.append(recording.twin())
@@ -213,20 +214,23 @@ others; a model's first trajectory is left out.
 |---|---|---|---|---|---|---|"""
 
 
-def measure(models: list[str], repeats: int, steps: int) -> str:
-    """The whole page."""
+def measure(models: list[str], repeats: int, steps: int, only: Collection[str] | None = None) -> str:
+    """The whole page; of ``only`` some sites, their overhead alone."""
     versions = dict(torch=torch.__version__, diffusers=diffusers.__version__, threads=torch.get_num_threads())
     page = [INTRODUCTION.format(repeats=repeats, steps=steps, **versions)]
     recordings = {name: record(name, steps) for name in models}
     held, read = [MEMORY], [READS]
     with Progress(console=Console(stderr=True)) as progress:
         for name, recording in recordings.items():
-            total = (repeats + 1) * len(variants()) + len(ORDERS) + len(DRIFTS)
+            rows = [(variant, Ratios()) for variant in variants(only)]
+            total = (repeats + 1) * len(rows) + (len(ORDERS) + len(DRIFTS) if only is None else 0)
             tick = partial(progress.advance, progress.add_task(name, total=total))
-            page += overhead_table(name, *overhead(recording, repeats, tick))
+            page += overhead_table(name, *overhead(recording, rows, repeats, tick))
+            if only is not None:
+                continue
             held += memory_rows(name, recording, tick)
             read += reads_rows(name, recording, tick)
-    return "\n".join([*page, *held, "", *read]) + "\n"
+    return "\n".join([*page, *held, "", *read] if only is None else page) + "\n"
 
 
 def main() -> None:
@@ -234,14 +238,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=9, help="trajectories of each kind of hooks")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=list(SITES), help="the overhead of these sites, printed only")
     parser.add_argument("--out", type=Path, default=Path("docs/measured-sites.md"))
     args = parser.parse_args()
     if args.repeats < 1 or args.steps < 8:
         parser.error("--repeats must be at least 1, --steps at least 8")
     warnings.simplefilter("ignore", NothingSkippedWarning)  # that is the point
-    page = measure(args.models, args.repeats, args.steps)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page, encoding="utf-8")
+    page = measure(args.models, args.repeats, args.steps, args.only)
+    if args.only is None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(page, encoding="utf-8")
     print(page)
 
 

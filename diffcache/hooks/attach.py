@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any
 
@@ -152,9 +153,17 @@ def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
     with inside_accelerate(module):
         hook.had_forward = _own_forward(module) is not None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-    if hasattr(hook, _NEW):
-        _hold_on(hook.fn_ref)
+        if hasattr(hook, _NEW):
+            _hold_on(hook.fn_ref)
+            _call_directly(module, hook)
     _forget_children(module)
+
+
+def _call_directly(module: nn.Module, hook: ModelHook) -> None:
+    """Leave out the registry's own frames around a hook that takes the forward's place and does nothing besides."""
+    kind = type(hook)
+    if kind.pre_forward is ModelHook.pre_forward and kind.post_forward is ModelHook.post_forward:
+        module.forward = update_wrapper(partial(hook.new_forward, module), hook.fn_ref.original_forward)
 
 
 def _unregister(module: nn.Module, registry: HookRegistry, name: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .again import compare, repeatable
 from .attach import HOOK_NAME, attach, detach
-from .gradients import without_gradients
+from .gradients import detached
 from .outputs import flatten
 from .passes import Capturing, Exploring, Replaying
 from .plans import Plan, propose
@@ -59,8 +59,7 @@ class BodySite:
         return self._under(seen, run), self._taken(seen)
 
     def _taken(self, seen: Capturing) -> list[Tensor] | None:
-        with without_gradients():
-            residuals = seen.residuals()
+        residuals = detached(seen.residuals)
         if residuals is None:
             # Another kind of call (a modality left out, a block list not run), or the input was overwritten.
             self._copies = self._copies or seen.overwritten
@@ -149,10 +148,13 @@ class _BlockHook(ModelHook):
         self.site = site
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        now = self.site.now  # runs for every block: no call more than needed
+        now, forward = self.site.now, self.fn_ref.original_forward  # runs for every block: no call more than needed
         if now is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        return now.block(module, self.fn_ref.original_forward, args, kwargs)
+            return forward(*args, **kwargs)
+        if now.looks_at is None or module in now.looks_at:
+            return now.block(module, forward, args, kwargs)
+        now.ended = ()
+        return forward(*args, **kwargs)
 
 
 class _ExitHook(ModelHook):
@@ -162,13 +164,14 @@ class _ExitHook(ModelHook):
         super().__init__()
         self.site, self.index = site, index
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.site.now is None:
-            return args, kwargs
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        now, forward = self.site.now, self.fn_ref.original_forward
+        if now is None:
+            return forward(*args, **kwargs)
         if args and isinstance(args[0], Tensor):
-            return (self.site.now.exit(self.index, args[0]), *args[1:]), kwargs
+            return forward(now.exit(self.index, args[0]), *args[1:], **kwargs)
         place = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
         if place is not None:
-            return (*args[:place], self.site.now.exit(self.index, args[place]), *args[place + 1 :]), kwargs
+            return forward(*args[:place], now.exit(self.index, args[place]), *args[place + 1 :], **kwargs)
         name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, name: self.site.now.exit(self.index, kwargs[name])}
+        return forward(*args, **{**kwargs, name: now.exit(self.index, kwargs[name])})

@@ -23,11 +23,13 @@ class Branch:
         together: why the samples of a batch decide together although they would decide apart, or None.
         signature: what the cached values hold for (shapes, dtype, device); another one makes them useless.
         likeness: of its calls, once two in a row had the same conditioning.
+        last_step: step of the last call, or -1.
     """
 
     def __init__(self, name: str, conditioning: Conditioning, cache: Cache, schedule: Schedule) -> None:
         self.name, self.conditioning, self.cache, self.jury = name, conditioning, cache, Jury(schedule)
         self.decisions: list[str] = []
+        self.last_step = -1
         self.together: str | None = None
         self.batch: Batch | None = None  # of the call that was last heard
         self._letters: list[str] = []  # of each step, one a group where there are several
@@ -51,16 +53,12 @@ class Branch:
         """Of the only group, or of the first one."""
         return self.jury.schedules[0]
 
-    @property
-    def last_step(self) -> int:
-        """Step of the last call, or -1."""
-        return len(self.decisions) - 1
-
     def mark(self, step: int, letter: str) -> None:
         """Note the decision of ``step``; steps on which the branch was not called are filled in."""
         for known in (self.decisions, self._letters):
             known += ABSENT * (step - len(known))
         self.decisions.append(letter)
+        self.last_step = len(self.decisions) - 1
         self._letters.append(self.jury.letters(step) if len(self.jury.schedules) > 1 else letter)
         if letter == PARTIAL or (letter == PREDICTED and self.cache.grows):
             self.cache.note_peak()

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from ..predictors import Rest
 from ..predictors.resting import Home, home_of
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """A step as a cache sees it.
 
     Attributes:
@@ -31,8 +31,7 @@ class Moment:
     error: bool = False
 
 
-@dataclass(frozen=True)
-class Coming:
+class Coming(NamedTuple):
     """What a computed step showed of the run that may follow it.
 
     Attributes:

@@ -150,9 +150,10 @@ class Clock:
 
     def locate(self, timestep: Any) -> int:
         """Step index for a denoiser call that received ``timestep``; begins a trajectory where none is open."""
-        self._follow_pipe()
+        if self._pipe is not None:
+            self._follow_pipe()
         value = host_value(timestep)
-        if not self._open or self._jumped_back(value):
+        if not self._open or (value != self._seen and self._jumped_back(value)):
             self.begin(None)
         if not self._started:
             self._start(timestep, value)

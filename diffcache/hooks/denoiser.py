@@ -120,7 +120,7 @@ class DenoiserHook(ModelHook):
             run = Call(forward, *args, **kwargs)
             run.likeness = turn.likeness
             answer = self._carry_out(turn, run)
-            if answer.part:
+            if answer.part and self.recipe.budget is not None:
                 check_budget(self.recipe, segment.branches.values())
         except BaseException:
             self.abort()
@@ -229,7 +229,7 @@ class DenoiserHook(ModelHook):
 
     def _can_predict(self, branch: Branch, step: int, inputs: dict[str, Any], signature: Any) -> bool:
         """Whether a due prediction is possible; if not, the reason is counted."""
-        if branch.cache.ready and branch.signature != signature:
+        if branch.signature is not signature and branch.signature != signature and branch.cache.ready:
             branch.forget()
             reason = "input shape, dtype or device changed"
         elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
@@ -243,7 +243,7 @@ class DenoiserHook(ModelHook):
     def _recorded(self, turn: _Turn) -> Moment:
         """A step that is, or may be, computed; what its branch holds must fit its inputs."""
         segment, branch, step, signature = turn.segment, turn.branch, turn.step, turn.signature
-        if branch.signature != signature:
+        if branch.signature is not signature and branch.signature != signature:
             branch.forget()
         branch.signature = signature
         if step == 0 and self.recipe.table is not None:

@@ -115,7 +115,11 @@ class Forecast(Cache):
     def _fit_anew(self, moment: Moment) -> None:
         self._fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
-        if self.recipe.signal is not None and self.due is not None:
+        if self.due is None or self.recipe.signal is None:
+            return
+        if self.spent is not None and self.missed is None:
+            self.spent.renew(self)
+        else:
             prepare_alone(self)  # its outlook is read together with the next signal
 
     @property
@@ -128,6 +132,12 @@ class Forecast(Cache):
         """The recorded step has been measured; its fit comes with the outlook, or when the host has read it."""
         self.pending = self.expected = outlook
         self.due, self.missed = None, None
+
+    def reuse(self, outlook: ReuseOutlook) -> None:
+        """:meth:`expect` and :meth:`adopt` an outlook whose fits are this cache's own already."""
+        self.pending, self.expected = outlook, None
+        self.due = self.missed = None
+        self._fitted = True
 
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
-from .gradients import without_gradients
+from .gradients import detached
 from .modules import first_attention
 from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
@@ -70,7 +70,11 @@ class GatedBody(BodySite):
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
         gating = Gating(self.plan, self._copies, self.inside, decide, self._pass_on)
-        result = self._under(gating, run)
+        before, self.now = self.now, gating  # as :meth:`_under`, in a call less
+        try:
+            result = run()
+        finally:
+            self.now = before
         self.heard = gating.heard
         if gating.replaying:
             return result, None, True
@@ -112,11 +116,6 @@ class GatedBody(BodySite):
             detach(module, _INSIDE_NAME)
         super().uninstall()
 
-    def inside_block(self, value: Tensor) -> None:
-        """An attention received its input; raises :class:`_Leave` if the rest of its block is not needed."""
-        if self.now is not None and hasattr(self.now, "inside"):
-            self.now.inside(value)
-
 
 class Gating:
     """In full up to the gate, then captured or replayed.
@@ -127,40 +126,51 @@ class Gating:
         inside: whether the gate is inside the plan's first block.
         decide: called at the gate.
         pass_on: called behind it, with what runs from there on.
+
+    Attributes:
+        looks_at: None, which is every block.
+        replaying: whether the gate was passed with a prediction.
     """
 
+    looks_at: tuple[nn.Module, ...] | None = None
+
     def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide, pass_on: PassOn) -> None:
-        self.plan, self._inside, self._decide, self._pass_on = plan, inside, decide, pass_on
+        self.plan, self._copies, self._inside, self._decide, self._pass_on = plan, copies, inside, decide, pass_on
         self.capturing = Capturing(plan, copies)
         self._now: Capturing | Replaying = self.capturing
         self.heard: Tensor | None = None
+        self.replaying = False
         self._running: nn.Module | None = None
         self._recent: list[dict[str, Tensor]] = []  # what the last blocks before the gate received
 
-    @property
-    def replaying(self) -> bool:
-        return self._now is not self.capturing
-
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._running = block
-        if self.heard is None and not self._inside:
+        if self._inside:
+            return self._block_inside(block, forward, args, kwargs)
+        if self.heard is None:
             self._approach(block, args, kwargs)
+        return self._now.block(block, forward, args, kwargs)
+
+    def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        streams, start = named_tensors(block, args, kwargs), self.plan.start
+        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
+        if block is not start:
+            return
+        heard = detached(_added, streams, self._recent[0])
+        self._recent = []
+        if heard is not None:
+            self._pass(heard)
+        now = self._now
+        if now.first is None and now is self.capturing:
+            now.note(streams, self._copies)  # never traced
+        elif now.first is None:
+            now.begin(streams)
+
+    def _block_inside(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._running = block
         try:
             return self._now.block(block, forward, args, kwargs)
         except _Leave:
             return self._now.block(block, forward, args, kwargs)
-
-    def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        streams = named_tensors(block, args, kwargs)
-        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
-        if block is self.plan.start:
-            with without_gradients():
-                heard = _added(streams, self._recent[0])
-            self._recent = []
-            if heard is not None:
-                self._pass(heard)
-            if self._now.first is None:
-                self._now.begin(streams)
 
     def inside(self, value: Tensor) -> None:
         # lists that run before the body (text refiners) have attentions as well
@@ -173,7 +183,7 @@ class Gating:
         self.heard = heard
         residuals = self._decide(heard)
         if residuals is not None:
-            self._now = Replaying(self.plan, residuals)
+            self._now, self.replaying = Replaying(self.plan, residuals), True
         self._pass_on(self._now)
 
     def exit(self, index: int, value: Tensor) -> Tensor:
@@ -242,8 +252,11 @@ class _Narrowing(Exploring):
 
 def _added(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor | None:
     """What blocks added to the first stream that they changed (VACE's control blocks leave the hidden states alone)."""
-    pairs = ((now[name], before[name]) for name in now if name in before)
-    return next((n - b for n, b in pairs if n is not b and n.shape == b.shape), None)
+    for name, stream in now.items():
+        old = before.get(name)
+        if old is not None and old is not stream and old.shape == stream.shape:
+            return stream - old
+    return None
 
 
 def _hidden(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
@@ -258,5 +271,7 @@ class _InsideHook(ModelHook):
         self.body = body
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.body.inside_block(_hidden(module, args, kwargs))
+        inside = getattr(self.body.now, "inside", None)  # only what waits at the gate, or explores, has it
+        if inside is not None:
+            inside(_hidden(module, args, kwargs))  # raises :class:`_Leave` if the rest of the block is not needed
         return self.fn_ref.original_forward(*args, **kwargs)

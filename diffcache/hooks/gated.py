@@ -36,21 +36,27 @@ class GatedCache(Forecast):
     def holdings(self) -> Iterator[Holding]:
         yield from super().holdings()
         if self.reference is not None:
-            yield Holding(self.reference.numel(), self._home)
+            yield Holding(self.reference.numel(), self._home or home_of(self.reference))
 
     def refer(self, heard: Tensor | None) -> None:
         """The next signal is measured against ``heard``."""
-        moves = heard is not None and self.recipe.rest.moves(heard)
-        self._home = None if heard is None else home_of(heard)
-        self.reference = self.recipe.rest.keep(heard) if moves else heard
+        rest, self.reference = self.recipe.rest, heard
+        if heard is None or rest.plain:  # it rests as it is
+            self._home = None
+            return
+        self._home = home_of(heard)
+        if rest.moves(heard):
+            self.reference = rest.keep(heard)
 
     def change(self, batch: Batch, heard: Tensor) -> Tensor:
         """How far what is heard has moved, sample by sample; NaN, which means *compute*, if it is of another shape."""
-        now = batch.leading(self.recipe.rest.rounded(heard))
-        before = batch.leading(fetch(self.reference, self._home))
-        if before.shape == now.shape:
-            return relative_change(now, before)
-        return now.new_full((len(now),), float("nan"))
+        now, before = heard, self.reference
+        if self._home is not None:
+            now, before = self.recipe.rest.rounded(heard), fetch(before, self._home)
+        alike, now = before.shape == now.shape, batch.leading(now)
+        if not alike:
+            return now.new_full((len(now),), float("nan"))
+        return relative_change(now, before.movedim(1, 0) if batch.behind else before)
 
     def refer_some(self, rows: Rows, heard: Tensor) -> None:
         """The same for some samples."""
@@ -88,15 +94,15 @@ class GatedSite(BodyOutput, Asking):
     def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> Answer:
         batch, moved = self.batches.of(run), []
 
-        def decide(heard: Tensor) -> list[Tensor] | None:
-            with without_gradients():
-                moved.extend(judge(batch, [cache.change(batch, heard)]))
-                return None if len(moved) == batch.size else cache.predict(moment)
+        def decide(heard: Tensor) -> list[Tensor] | None:  # no tensor here has a gradient
+            moved.extend(judge(batch, [cache.change(batch, heard)]))
+            return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
         if not replayed:
             self._store(cache, residuals, moment)
-            self._refer(cache)
+            cache.refer(self.body.heard)
+            self.body.heard = None
             return Answer(result, 1.0, 1.0)
         answer = Answer(result, 0.0, 0.0)
         if moved:
@@ -137,6 +143,9 @@ class GatedSite(BodyOutput, Asking):
         return (before + self.recipe.last) / len(self.body.blocks)
 
     def hindrance(self, cache: Cache) -> str | None:
+        plan = self.body.plan
+        if cache.ready and cache.template is plan is not None and cache.reference is not None:  # the usual case
+            return None
         return super().hindrance(cache) or (
             None if cache.reference is not None else "nothing to compare the signal with"
         )

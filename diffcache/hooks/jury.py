@@ -59,6 +59,8 @@ class Jury:
 
     def all_due(self, step: int) -> bool:
         """Whether every group is computed whatever the signal says."""
+        if len(self.schedules) == 1:
+            return self.schedules[0].wants_compute(step)
         return all(schedule.wants_compute(step) for schedule in self.schedules)
 
     def due(self, step: int) -> set[int]:
@@ -80,7 +82,7 @@ class Jury:
             (schedule,) = self.schedules
             if schedule.last >= step:
                 return set()
-            worst = largest(self._of(0, drifts))
+            worst = largest(drifts[0] if len(drifts) == 1 else self._of(0, drifts))
             # It is asked in any case: it may keep count.
             return {0} if schedule.judge(step, worst) or schedule.wants_compute(step) else set()
         waiting = [g for g in self.all if self.schedules[g].last < step]  # others were computed since
@@ -94,8 +96,12 @@ class Jury:
 
     def computed(self, step: int, groups: Collection[int] | None = None) -> None:
         """Record that groups were computed; all, if none are named."""
-        for group in self.all if groups is None else groups:
-            self.schedules[group].computed(step)
+        if groups is None:
+            for schedule in self.schedules:
+                schedule.computed(step)
+        else:
+            for group in groups:
+                self.schedules[group].computed(step)
 
     def letters(self, step: int) -> str:
         """The decision of each group at a step that is done."""

@@ -37,10 +37,7 @@ def prepare(caches: Sequence[Forecast]) -> None:
 
 
 def prepare_alone(cache: Forecast) -> None:
-    """The same for one cache, at each of its computed steps: an outlook that was read is used again."""
-    if cache.spent is not None and cache.missed is None:
-        cache.spent.renew(cache)
-        return
+    """The same for one cache, whose outlook may be used again once it is read."""
     prepare([cache])
     cache.spent = cache.pending if type(cache.pending) is ReuseOutlook else None
 
@@ -193,9 +190,14 @@ class ReuseOutlook(ForecastOutlook):
         self._measure()
 
     def renew(self, cache: Forecast) -> None:
-        """Another step was recorded in the only cache."""
+        """Another step was recorded in the only cache. Runs at every computed step."""
         self.ahead, self._caches = cache.due.ahead, (cache,)
-        self._measure()
+        if len(self.fits) > 1 or not cache.layouts[0].whole or not self.recipe.rest.plain:
+            self._measure()
+            return
+        self.numbers = total(cache.histories[0].values[0])  # what :meth:`_measure` does, for one tensor
+        self._sizes = [self.numbers.numel()]
+        cache.reuse(self)
 
     def _measure(self) -> None:
         caches, count = self._caches, len(self.fits)
@@ -210,9 +212,10 @@ class ReuseOutlook(ForecastOutlook):
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         caches, self._caches, self.numbers = self._caches, (), _NOTHING  # nobody asks twice
-        nothing, never = [0.0] * len(self.ahead), [False] * len(self.ahead)
+        nothing = [0.0] * len(self.ahead)
         if all(map(math.isfinite, numbers)):  # the usual case
-            return [(cache, Coming(nothing, never)) for cache in caches]
+            calm = Coming(nothing, [False] * len(self.ahead))
+            return [(caches[0], calm)] if len(caches) == 1 else [(cache, calm) for cache in caches]
         suspects: list[list[list[bool]]] = [[] for _ in caches]
         for size in self._sizes:
             bad, numbers = [not math.isfinite(n) for n in numbers[:size]], numbers[size:]

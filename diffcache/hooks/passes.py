@@ -34,12 +34,15 @@ class Exploring:
     """Everything in full: notes the first call of each block list, the last block, and what came after it.
 
     Attributes:
+        looks_at: the blocks whose calls it wants; None for every block's.
         entries: list name -> first call of one of its blocks, in the order in which the lists ran.
         last: last call of a block, and how often that block had been called by then.
         arrivals: modules outside the blocks that were called after it, in order.
         ends: what stood at the end of the body, by the plan proposed last.
         followed: whether blocks run behind the body.
     """
+
+    looks_at: tuple[nn.Module, ...] | None = None
 
     def __init__(self, model: nn.Module, blocks: Mapping[nn.Module, str]) -> None:
         inside = {id(m) for block in blocks for m in block.modules()}
@@ -98,8 +101,7 @@ class Exploring:
     def begins_like(self, plan: Plan, streams: Mapping[str, Tensor]) -> Tensor:
         """Whether the streams that ``plan`` builds on are those of the watched step. A tensor: nothing is read."""
         seen = self.entries[plan.entry].streams
-        names = {name for base in plan.bases for name in base}
-        return torch.stack([(seen[name] == streams[name]).all() for name in names]).all()
+        return torch.stack([(seen[name] == streams[name]).all() for name in plan.names]).all()
 
 
 def _part_of(value: Tensor, parts: list[Tensor]) -> tuple[int, ...] | None:
@@ -121,26 +123,39 @@ def _same(value: Tensor, part: Tensor) -> bool:
 
 
 class Capturing:
-    """In full; notes the body's input and what stands at its end. May be traced: see :mod:`.ports`."""
+    """In full; notes the body's input and what stands at its end. May be traced: see :mod:`.ports`.
+
+    Attributes:
+        looks_at: the blocks whose calls it wants.
+        ended: ends that were reached since the last block; None until a block has run.
+    """
 
     def __init__(self, plan: Plan, copies: bool) -> None:
         self.plan, self._copies = plan, copies
+        self.looks_at, self._names = plan.edges, plan.names
+        self.ended: tuple[int, ...] | None = None
         self.first: dict[str, Tensor] | None = None
         self.values: list[Tensor | None] = [None] * len(plan.bases)
-        self._versions: list[int] = []  # of the streams; empty where they are copies
-        self._left = False  # whether a block has run
-        self._ended: list[int] = []  # ends that were reached since the last block
+        self._counted: list[tuple[Tensor, int]] = []  # streams with their versions; none where they are copies
         self._calls = 0
 
     def begin(self, streams: dict[str, Tensor]) -> None:
         """The first block of the body received ``streams``."""
         # In a graph nobody counts versions; a copy that turns out to be needless costs nothing there.
-        copies = self._copies or torch.compiler.is_compiling()
-        self.first = {n: t.clone() for n, t in streams.items()} if copies else streams
-        self._versions = [] if copies else list(map(version, streams.values()))
+        self.note(streams, self._copies or torch.compiler.is_compiling())
+
+    def note(self, streams: dict[str, Tensor], copies: bool) -> None:
+        """The same, where it is known whether copies are needed."""
+        if copies:
+            self.first = {n: t.clone() for n, t in streams.items()}
+            return
+        self.first = streams
+        for name in self._names:
+            if name in streams:
+                self._counted.append((streams[name], version(streams[name])))
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._left, self._ended = True, []
+        self.ended = ()
         if block is self.plan.start and self.first is None:
             self.begin(named_tensors(block, args, kwargs))
         output = forward(*args, **kwargs)
@@ -156,19 +171,22 @@ class Capturing:
             self.values = [parts[i] for i in self.plan.parts]
 
     def exit(self, index: int, value: Tensor) -> Tensor:
-        if self._left and index not in self._ended:  # the first call after the last block
+        if self.ended is not None and index not in self.ended:  # the first call after the last block
             self.values[index] = value
-            self._ended.append(index)
+            self.ended = (*self.ended, index)
         return value
 
     @property
     def overwritten(self) -> bool:
         """Whether the model wrote into what its first block received."""
-        return bool(self._versions) and list(map(version, self.first.values())) != self._versions
+        changed = False
+        for stream, count in self._counted:
+            changed = changed or version(stream) != count
+        return changed
 
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
-        if self.first is None or any(value is None for value in self.values) or self.overwritten:
+        if self.first is None or (self._counted and self.overwritten):
             return None
         return self.plan.residuals(self.first, self.values)
 
@@ -177,10 +195,15 @@ class Replaying:
     """Every block of the plan passes its inputs on; the end of the body receives its input plus the residuals.
 
     May be traced: the residuals are inputs of the graph.
+
+    Attributes:
+        looks_at: None, which is every block.
     """
 
+    looks_at: tuple[nn.Module, ...] | None = None
+
     def __init__(self, plan: Plan, residuals: list[Tensor]) -> None:
-        self.plan, self._residuals = plan, residuals
+        self.plan, self._residuals, self._names = plan, residuals, plan.names
         self.first: dict[str, Tensor] | None = None
         self._values: list[Tensor] | None = None
         self._armed = [False] * len(plan.bases)
@@ -205,7 +228,7 @@ class Replaying:
     def begin(self, streams: dict[str, Tensor]) -> None:
         """The first block of the body received ``streams``."""
         # At once: what the model does to its streams from here on must not reach the end of the body.
-        self.first = {n: streams[n].clone() for n in {name for base in self.plan.bases for name in base}}
+        self.first = {name: streams[name].clone() for name in self._names}
         with torch.no_grad():
             self._values = self.plan.values(self.first, self._residuals)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,12 +46,25 @@ class Plan:
     passage: Passage | None = field(default=None)
     before: int = 0
 
-    def residuals(self, first: Mapping[str, Tensor], values: list[Tensor]) -> list[Tensor] | None:
-        """What was added to the bases; None if the shapes are not those of this plan."""
-        bases = [_join(first, base) for base in self.bases]
-        if any(b is None or b.shape != v.shape for b, v in zip(bases, values, strict=True)):
-            return None
-        return [v - (b if b.dtype is v.dtype else b.to(v.dtype)) for b, v in zip(bases, values, strict=True)]
+    @cached_property
+    def edges(self) -> tuple[nn.Module, ...]:
+        """The blocks where the body begins and, where it ends at a block, ends."""
+        return (self.start,) if self.last is None else (self.start, self.last)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Streams that the bases are made of."""
+        return tuple(dict.fromkeys(name for base in self.bases for name in base))
+
+    def residuals(self, first: Mapping[str, Tensor], values: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """What was added to the bases; None if a value is missing, or the shapes are not those of this plan."""
+        residuals = []
+        for names, value in zip(self.bases, values, strict=True):
+            base = first.get(names[0]) if len(names) == 1 else _join(first, names)
+            if base is None or value is None or base.shape != value.shape:
+                return None
+            residuals.append(value - (base if base.dtype is value.dtype else base.to(value.dtype)))
+        return residuals
 
     def values(self, first: Mapping[str, Tensor], residuals: list[Tensor]) -> list[Tensor]:
         """The bases with the residuals added."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from .recipe import Recipe
 from .sites import Site
 from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
 from .weights import WeightsWatch
+
+_NO_KINDS: frozenset[str] = frozenset()
 
 
 class Verdict(Enum):
@@ -62,6 +63,7 @@ class Segment:
         self._clock, self._watch, self._always = clock, watch, always
         self._counts = recipe.axis == "index"
         self.schedule = self._new_schedule()
+        self._asks = self.schedule.signal is not None  # what a branch hears is its own, and so is its schedule
         self.keeps = total is not None and self.schedule.max_skip > 0
         self.branches = Branches(self._new_branch)
         self.weights: Any = None
@@ -84,8 +86,7 @@ class Segment:
         return schedule
 
     def _new_branch(self, name: str, conditioning: Conditioning) -> Branch:
-        # What a branch hears is its own, and so is what its schedule makes of it.
-        schedule = self.schedule if self.schedule.signal is None else self._new_schedule()
+        schedule = self._new_schedule() if self._asks else self.schedule
         cache = self.site.cache()
         cache.branch = name
         return Branch(name, conditioning, cache, schedule)
@@ -96,34 +97,34 @@ class Segment:
         """What to do at ``step``."""
         if step != self.deciding:
             self._begin(step)
-        own = branch.schedule is not self.schedule
-        if own and not self.compute:
+        if self._asks and not self.compute:
             self.compute = branch.jury.all_due(step)
         if self.compute:
-            if own:
+            if self._asks:
                 self.computed(step, branch)
             return Verdict.COMPUTE
-        return Verdict.ASK if own else Verdict.PREDICT  # a schedule that hears nothing leaves nothing undecided
+        return Verdict.ASK if self._asks else Verdict.PREDICT  # a schedule that hears nothing leaves nothing undecided
 
     def _begin(self, step: int) -> None:
-        if self.compute or self.schedule.signal is not None or not self.schedule.wants_compute(step):
-            self._read_plans()
-        else:  # what the last step has computed in part is computed anew, whatever it is
-            for branch in self.branches.values():
-                branch.cache.pending = None
+        computes = False  # of a schedule that asks, each branch's own says that
+        if not self._asks:
+            if self.compute or not self.schedule.wants_compute(step):
+                self._read_plans()
+            else:  # what the last step has computed in part is computed anew, whatever it is
+                for branch in self.branches.values():
+                    branch.cache.pending = None
+            computes = self.schedule.wants_compute(step)
         if step == 1 and self.recipe.table is not None:
             branches = self.branches.values()
             self.recipe.table.check_guidance(len(branches), any(branch.folded for branch in branches))
-        computes = self.schedule.wants_compute(step)
-        asks = self.schedule.signal is not None
         # A step that is computed needs no look: a change since the last one is found before anything is predicted.
         looks = self._always or (self.keeps and (self.weights is None or self._watch.adapted))
-        changed = (looks or not (computes or asks)) and self._look(step)
+        changed = (looks or not (computes or self._asks)) and self._look(step)
         self.deciding, self._moved, self._asked = step, frozenset(), -1
-        self.compute = changed or (computes and not asks)
+        self.compute = changed or computes
         if self.compute:
             self.schedule.computed(step)
-        self.kinds = frozenset() if self.compute else self.schedule.partial(step)
+        self.kinds = _NO_KINDS if self.compute or self._asks else self.schedule.partial(step)
 
     def _look(self, step: int) -> bool:
         """Whether the weights are no longer those that made what is stored; it is forgotten then."""
@@ -146,7 +147,7 @@ class Segment:
             step: index in the segment.
             branch: whose signal it is.
             batch: its samples.
-            signals: what was measured, as :meth:`Batch.spread` takes it.
+            signals: what was measured, one axis each, as :meth:`Batch.spread` takes it.
         """
         jury, branch.batch = branch.jury, batch.put_by()
         if self._asked == step and self._leader.batch.size == batch.size:
@@ -154,13 +155,13 @@ class Segment:
             self._late.append(_Heard(step, branch, branch.batch, signals))
             moved: set[int] = set()
         else:
-            moved = self._hear(_Heard(step, branch, batch, signals))
+            moved = self._hear(step, branch, batch, signals)
             self._asked, self._leader = step, branch
         if self._moved:
             moved |= jury.groups(self._moved) if self._batch == batch.size else set(jury.all)
-        if moved and batch.hindrance is not None and len(moved) < len(jury.all):
+        if moved and len(moved) < len(jury.schedules) and batch.hindrance is not None:
             branch.together, moved = batch.hindrance, set(jury.all)
-        if len(moved) == len(jury.all) or self._look(step):
+        if len(moved) == len(jury.schedules) or self._look(step):
             return list(range(batch.size))
         jury.computed(step, moved)
         rows = jury.rows(moved)
@@ -172,45 +173,59 @@ class Segment:
         self.compute, self._late = True, []
         branch.jury.computed(step)
 
-    def _hear(self, heard: _Heard) -> set[int]:
-        """Groups that want to be computed.
+    def _hear(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> set[int]:
+        """Groups that want to be computed. Runs at every step: no call more than needed.
 
         The one host read of the step takes along the alarms of the last computed one, what other branches heard at the
         step before, and, once, which samples belong together.
         """
-        branch, batch = heard.branch, heard.batch
-        waiting = [b for b in self.branches.values() if b.cache.pending is not None]
-        repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
         late, self._late = self._late, []
-        parts = [*heard.signals]
+        repeats = batch.repeats() if branch.jury.size is None and batch.size > 1 else []
+        parts = [*signals]
         if repeats:
             device = parts[0].device
             parts += [r.to(device).reshape(1) for r in repeats]
         for other in late:
             parts += other.signals
-        parts += [b.cache.pending.numbers for b in waiting]
-        numbers = iter((torch.cat(list(map(_as_row, parts))) if len(parts) > 1 else parts[0].flatten()).tolist())
-        drifts = heard.read(numbers)
-        same = [next(numbers) for _ in repeats]
-        if repeats and drifts is None:
-            branch.together = "what is heard does not tell the samples apart"
-        elif repeats:
-            branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=False) if equal), 1))
-        spoken = [(other, other.read(numbers)) for other in late]
+        waiting = []
+        for b in self.branches.values():
+            if b.cache.pending is not None:
+                waiting.append(b)
+                parts.append(b.cache.pending.numbers)
+        numbers = (torch.cat(parts) if len(parts) > 1 else parts[0]).tolist()
+        heard, at = [], 0
+        for signal in signals:
+            heard.append(numbers[at : at + signal.numel()])
+            at += signal.numel()
+        if repeats:
+            self._part(branch, batch, heard, numbers[at : at + len(repeats)])
+            at += len(repeats)
+        for other in late:
+            at = other.read(numbers, at)
         for b in waiting:
             outlook, b.cache.pending = b.cache.pending, None
-            ((_, coming),) = outlook.read(list(islice(numbers, outlook.numbers.numel())))
-            self._heed(b, coming, heard.step, b.batch)
-        moved = branch.jury.hear(heard.step, drifts if drifts is not None else [heard.flat])
-        for other, said in spoken:
-            wanted = other.branch.jury.hear(other.step, said if said is not None else [other.flat])
+            end = at + outlook.numbers.numel()
+            ((_, coming),) = outlook.read(numbers[at:end])
+            at = end
+            if True in coming.alarms:
+                self._heed(b, coming, step, b.batch)
+        moved = branch.jury.hear(step, heard if len(branch.jury.schedules) == 1 else _by_sample(batch, heard))
+        for other in late:
+            wanted = other.branch.jury.hear(other.step, _by_sample(other.batch, other.heard))
             moved |= branch.jury.groups(other.branch.jury.rows(wanted))
         return moved
+
+    def _part(self, branch: Branch, batch: Batch, heard: Sequence[Sequence[float]], same: Sequence[float]) -> None:
+        """It is known which samples of a branch belong together: whether its noise is so many times the same."""
+        if batch.spread(heard) is None:
+            branch.together = "what is heard does not tell the samples apart"
+        else:
+            branch.jury.part(batch.size, next((n for n, equal in zip(batch.folds, same, strict=True) if equal), 1))
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         """``branch`` cannot be predicted at ``step``: the branches that come after it are computed with it."""
         others = (b for b in self.branches.values() if b is not branch)
-        if branch.schedule is not self.schedule or not any(b.last_step == step for b in others):
+        if self._asks or not any(b.last_step == step for b in others):
             self.computed(step, branch)
 
     def _forget_all(self, step: int, reason: str) -> None:
@@ -224,20 +239,20 @@ class Segment:
         So the read belongs to the computed step; a branch that stays away this time is read at the next decision.
         At step 0 nobody knows how many will come, and a value that is not finite there has spoilt the sample already.
         """
-        if not self.keeps:
+        if not self.keeps or (self._asks and step):
             return
         if step == 0:
             self._prepare()
             for branch in self.branches.values():
                 branch.cache.pending = None
         if not any(branch.last_step == step - 1 for branch in self.branches.values()):
-            self._read_plans()  # a schedule with a signal reads them together with the next signal
+            self._read_plans()  # a schedule that asks reads them together with the next signal
 
     def _prepare(self) -> None:
         self.site.prepare([branch.cache for branch in self.branches.values()])
 
     def _read_plans(self) -> None:
-        if self.schedule.signal is not None or not self.keeps:
+        if self._asks or not self.keeps:
             return
         self._prepare()
         outlooks = list(dict.fromkeys(b.cache.pending for b in self.branches.values() if b.cache.pending is not None))
@@ -286,12 +301,13 @@ class Segment:
         at = step + self.start
         return float(at) if self._counts else self._clock.times(self.recipe.axis, (at,))[0]
 
-    def ahead(self, step: int) -> list[float]:
+    def ahead(self, step: int) -> Sequence[float]:
         """Times of the steps after a computed ``step`` that may be predicted."""
         if self.total is None:
-            return []
+            return ()
         first = step + self.start + 1
-        return self._clock.times(self.recipe.axis, range(first, first + self.schedule.reach(step)))
+        steps = range(first, first + self.schedule.reach(step))
+        return steps if self._counts else self._clock.times(self.recipe.axis, steps)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -326,21 +342,22 @@ class _Heard:
     """What a branch heard at a step, on the device until it is read.
 
     Attributes:
-        flat: all of it, once read.
+        heard: of each signal its numbers, once read.
     """
 
     def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
         self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
-        self.flat: list[float] = []
+        self.heard: list[list[float]] = []
 
-    def read(self, numbers: Iterator[float]) -> Sequence[Sequence[float]] | None:
-        """Its numbers, the next ones; sample by sample, or None where the samples cannot be told apart."""
-        heard = [list(islice(numbers, signal.numel())) for signal in self.signals]
-        self.flat = heard[0] if len(heard) == 1 else list(chain.from_iterable(heard))
-        return self.batch.spread(heard)
+    def read(self, numbers: Sequence[float], at: int) -> int:
+        """Its numbers begin at ``at``; where they end."""
+        for signal in self.signals:
+            self.heard.append(numbers[at : at + signal.numel()])
+            at += signal.numel()
+        return at
 
 
-def _as_row(numbers: Tensor) -> Tensor:
-    """What is read together: fp32, one axis."""
-    row = numbers if numbers.dim() == 1 else numbers.flatten()
-    return row if row.dtype is torch.float32 else row.float()
+def _by_sample(batch: Batch, heard: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+    """What was heard of each sample, where they can be told apart."""
+    apart = batch.spread(heard)
+    return heard if apart is None else apart

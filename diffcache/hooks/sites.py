@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -84,8 +83,7 @@ class Site(ABC):
         """Take them off."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of an asked step.
 
     Attributes:
@@ -180,12 +178,11 @@ class BodyOutput(ForecastSite):
     def _store(self, cache: Forecast, residuals: list[Tensor] | None, moment: Moment) -> None:
         if residuals is None or cache.template is not self.body.plan:
             cache.drop()  # what is held belongs to another body, or this step showed none
-        if residuals is not None:
-            with without_gradients():
-                cache.template = self.body.plan
-                if len(cache.layouts) != len(residuals):
-                    cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
-                cache.record(residuals, moment, given=True)
+        if residuals is not None:  # they have no gradients
+            cache.template = self.body.plan
+            if len(cache.layouts) != len(residuals):
+                cache.layouts = [TokenLayout() for _ in residuals]  # hidden states have their features last
+            cache.record(residuals, moment, given=True)
 
     def predict(self, run: Run, cache: Forecast, moment: Moment, kinds: frozenset[str]) -> Any:
         with without_gradients():

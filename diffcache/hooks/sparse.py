@@ -8,7 +8,6 @@ At a step of which nothing is computed the denoiser is not called.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,7 +98,7 @@ class SparseSite(PartialOutputSite):
         idle, ahead = self.recipe.table.idle, 0
         while ahead < len(moment.ahead) and moment.step + ahead + 1 in idle:
             ahead += 1
-        return super().compute(run, cache, replace(moment, ahead=moment.ahead[: max(ahead, 1)]))
+        return super().compute(run, cache, moment._replace(ahead=moment.ahead[: max(ahead, 1)]))
 
     def predict(self, run: Run, cache: SparseForecast, moment: Moment, kinds: frozenset[str]) -> Any:
         with torch.no_grad():

@@ -20,16 +20,23 @@ TEXT_NAMES = ("encoder_hidden_states", "context", "text", "txt", "und_seq")
 
 
 def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensor arguments of a block's call by parameter name, the likeliest stream first."""
-    names = _parameters(type(block))
-    tensors = {name: value for name, value in zip(names, args, strict=False) if isinstance(value, Tensor)}
+    """Tensor arguments of a block's call by parameter name, the likeliest stream first.
+
+    Runs for many blocks at every step: no comprehension, which is a call of its own.
+    """
+    tensors: dict[str, Tensor] = {}
+    if args:
+        for name, value in zip(_parameters(type(block)), args, strict=False):
+            if isinstance(value, Tensor):
+                tensors[name] = value
     for name, value in kwargs.items():
         if isinstance(value, Tensor):
             tensors[name] = value
-    hidden = [name for name in HIDDEN_NAMES if name in tensors]
-    if hidden == [*tensors][: len(hidden)]:
-        return tensors
-    return {**{name: tensors[name] for name in hidden}, **tensors}
+    likely: dict[str, Tensor] = {}
+    for name in HIDDEN_NAMES:
+        if name in tensors:
+            likely[name] = tensors[name]
+    return tensors if [*likely] == [*tensors][: len(likely)] else {**likely, **tensors}
 
 
 @torch.compiler.assume_constant_result

@@ -44,10 +44,10 @@ class WeightsWatch:
     @property
     def adapted(self) -> bool:
         """Whether there are adapters, which can be switched and switched back: that is no version's doing."""
-        return bool(self._loaded())
+        return bool(self._model.__dict__.get("peft_config"))
 
     def _loaded(self) -> tuple[Any, ...]:
-        return tuple(getattr(self._model, "peft_config", None) or ())
+        return tuple(self._model.__dict__.get("peft_config") or ())  # past the modules' own slow attributes
 
     def look_again(self) -> None:
         """Modules may have been put in or taken out, or offloaded, since."""

@@ -19,6 +19,7 @@ class History:
         rest: how they rest; ``element_size`` is that of the dtype in which they do.
 
     Attributes:
+        values: stored values as they rest, newest first (no copy).
         home: dtype and device of the values that are pushed.
     """
 
@@ -27,25 +28,20 @@ class History:
             raise ValueError(f"depth: {depth} is out of range, must be >= 1")
         self.depth, self.rest = depth, rest or Rest()
         self.home: Home | None = None
-        self._slots: list[Tensor] = []
+        self.values: list[Tensor] = []
         self._times: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._slots)
-
-    @property
-    def values(self) -> list[Tensor]:
-        """Stored values as they rest, newest first (no copy)."""
-        return self._slots
+        return len(self.values)
 
     def newest(self, count: int | None = None) -> list[Tensor]:
         """The ``count`` newest values, all by default, on the device where they are used; no copy of one that rests
         there."""
-        return [waken(slot, self.home.device) for slot in self._slots[:count]]
+        return [waken(slot, self.home.device) for slot in self.values[:count]]
 
     def blank(self) -> Tensor:
         """Memory for one value as it was pushed, not yet filled."""
-        return torch.empty(self._slots[0].shape, dtype=self.home.dtype, device=self.home.device)
+        return torch.empty(self.values[0].shape, dtype=self.home.dtype, device=self.home.device)
 
     @property
     def times(self) -> list[float]:
@@ -60,7 +56,7 @@ class History:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(slot.numel() * slot.element_size() for slot in self._slots)
+        return sum(slot.numel() * slot.element_size() for slot in self.values)
 
     def push(self, value: Tensor, time: float, given: bool = False) -> None:
         """Store a copy of ``value`` at ``time``; the oldest value is overwritten once the ring is full.
@@ -68,19 +64,21 @@ class History:
         Args:
             given: nobody else has the tensor: it is stored itself, unless it rests as something else.
         """
-        full = len(self._slots) == self.depth
-        oldest = self._slots.pop() if full else None
-        if given and not self.rest.moves(value):
-            slot = value.detach()
+        full = len(self.values) == self.depth
+        oldest = self.values.pop() if full else None
+        if given and (self.rest.plain or not self.rest.moves(value)):
+            slot = value.detach() if value.requires_grad else value
         else:
             slot = self.rest.room(value, torch.contiguous_format) if oldest is None else oldest
             self.rest.put(value, slot)
-        self.home = home_of(value)
-        self._slots.insert(0, slot)
+        home = self.home
+        if home is None or home.dtype is not value.dtype or home.device != value.device:
+            self.home = home_of(value)
+        self.values.insert(0, slot)
         self._times.insert(0, time)
         del self._times[self.depth :]
 
     def clear(self) -> None:
         """Free the memory."""
-        self._slots.clear()
+        self.values.clear()
         self._times.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -30,13 +31,18 @@ class TokenLayout:
     modalities: tuple[Modality, ...] = (Modality("all"),)
     patch: tuple[int, ...] = ()
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether there is one modality, which takes every channel."""
+        return len(self.modalities) == 1 and self.modalities[0].stop is None and self.modalities[0].start == 0
+
     def split(self, output: Tensor) -> list[Tensor]:
         """One view per modality, each patched axis unfolded into (windows, window); no copy."""
         return self.channels(self._unfold(output))
 
     def channels(self, output: Tensor) -> list[Tensor]:
         """One view per modality; no copy."""
-        if len(self.modalities) == 1 and self.modalities[0].stop is None and self.modalities[0].start == 0:
+        if self.whole:
             return [output]
         return [
             output.narrow(self.channel_dim, m.start, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,11 @@ class Rest:
     dtype: torch.dtype | None = None
     offload: bool = False
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every value rests as it is."""
+        return self.dtype is None and not self.offload
+
     def place(self, home: Home) -> Home:
         """Where a value of ``home`` rests, and as what."""
         narrow = self.dtype is not None and home.dtype.is_floating_point and self.dtype.itemsize < home.dtype.itemsize
@@ -47,7 +53,7 @@ class Rest:
 
     def moves(self, value: Tensor) -> bool:
         """Whether the value rests as something else, or elsewhere."""
-        if self.dtype is None and not self.offload:
+        if self.plain:
             return False
         home = home_of(value)
         return self.place(home) != home

@@ -81,4 +81,7 @@ def largest(numbers: Sequence[float]) -> float:
     """The largest number; NaN if one of them is NaN (``max`` would drop it)."""
     if len(numbers) == 1:
         return numbers[0]
-    return next((n for n in numbers if isnan(n)), max(numbers))
+    for number in numbers:
+        if isnan(number):
+            return number
+    return max(numbers)
