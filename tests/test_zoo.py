@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -310,6 +311,17 @@ def test_damaged_files_are_named_in_one_line(name, tmp_path, monkeypatch):
 def test_an_exported_folder_loads_by_its_path(tmp_path):
     shutil.copytree(loading.WEIGHTS / "tiny-world", tmp_path / "mine")
     assert type(load_pipeline(str(tmp_path / "mine"))).__name__ == "WorldPipeline"
+
+
+def test_settings_of_a_pipeline_come_from_its_index(tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(loading.WEIGHTS / "tiny-wan", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.9, "not_of_this_pipeline": 1}))
+    manifest = json.loads((folder / loading.MANIFEST).read_text())
+    manifest["model_index.json"] = loading.file_digest(folder / "model_index.json")
+    (folder / loading.MANIFEST).write_text(json.dumps(manifest))
+    assert load_pipeline(str(folder)).config.boundary_ratio == 0.9
 
 
 def test_an_index_cannot_import_other_libraries(tmp_path):

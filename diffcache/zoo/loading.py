@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -73,8 +74,10 @@ def load_folder(folder: Path, torch_dtype: torch.dtype | None = None) -> Diffusi
     dtype = torch_dtype or torch.float32
     components = {k: v for k, v in index.items() if isinstance(v, list)}
     loaded = {k: _load_component(folder / k, library, cls, dtype) for k, (library, cls) in components.items()}
-    settings = {k: v for k, v in index.items() if isinstance(v, dict)}  # id2label of a DiTPipeline
-    pipeline = _find_class(*index["pipeline_class"].rsplit(":", 1))(**loaded, **settings)
+    made = _find_class(*index["pipeline_class"].rsplit(":", 1))
+    # id2label of a DiTPipeline, boundary_ratio of Wan 2.2
+    takes = inspect.signature(made).parameters.keys() - components
+    pipeline = made(**loaded, **{k: v for k, v in index.items() if k in takes})
     pipeline.calibrations = {path.stem: str(path) for path in sorted((folder / CALIBRATIONS).glob("*.safetensors"))}
     return pipeline
 
