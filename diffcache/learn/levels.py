@@ -28,8 +28,8 @@ from .piloting import Flight, fly
 DEAR = 0.85
 #: times of each level that are wanted, and most runs for them
 SAMPLES, RUNS = 4, 3
-#: spans with which it is measured what a level leaves of an error
-SPANS = 3
+#: of so many probes one is run again with each level, and one more
+PROBES = 4
 #: shares that have a name
 _NAMES = {0.25: "a quarter", 0.5: "half", 0.75: "three quarters"}
 
@@ -128,7 +128,7 @@ class Levels:
 
     def _looked_at(self, finding: Finding) -> Finding:
         """With what is left of an error: a geometric mean over spans that were probed without levels as well."""
-        picked = np.unique(np.linspace(0, len(self._starts) - 1, SPANS).round().astype(int))
+        picked = np.unique(np.linspace(0, len(self._starts) - 1, len(self._starts) // PROBES + 1).round().astype(int))
         ratios = []
         for start in (self._starts[i] for i in picked.tolist()):
             errors = (float(self._bench.probe(start, s)["error"]) for s in (finding.share, 0.0))
