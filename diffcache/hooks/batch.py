@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .again import compare, repeatable
 from .anatomy import Anatomy
-from .rows import Cut, Place, Rows, find_places, take
+from .rows import Cut, Place, Rows, batch_axis, find_places, take
 
 Run = Callable[[], Any]
 #: what a call returned, and tensors that it showed on the way
@@ -103,8 +103,7 @@ class Batch:
 
     def again(self, run: Run) -> Batch:
         """The samples of a call like the one that was :meth:`put_by`; it holds no arguments within others."""
-        now = Batch.__new__(Batch)
-        now.__dict__.update(self.__dict__)
+        now = self._copy()
         now._run, now._kept = run, self
         key = self._sample_key
         now.sample = run.args[key] if isinstance(key, int) else run.keywords.get(key)
@@ -221,8 +220,7 @@ class Batch:
 
     def leading(self, value: Tensor) -> Tensor:
         """What is held, with the samples on the first axis."""
-        shape = value.shape
-        self.behind = len(shape) > 2 and shape[0] != self.size == shape[1]  # as :func:`.rows.batch_axis`, in one call
+        self.behind = batch_axis(value, self.size) > 0
         return value.movedim(1, 0) if self.behind else value
 
     def spread(self, parts: Sequence[Sequence[Any]]) -> list[list[Any]] | None:

@@ -70,11 +70,7 @@ class GatedBody(BodySite):
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
         gating = Gating(self.plan, self._copies, self.inside, decide, self._pass_on)
-        before, self.now = self.now, gating  # as :meth:`_under`, in a call less
-        try:
-            result = run()
-        finally:
-            self.now = before
+        result = self._under(gating, run)
         self.heard = gating.heard
         if gating.replaying:
             return result, None, True

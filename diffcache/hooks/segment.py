@@ -16,6 +16,7 @@ from .branches import Branches
 from .cache import Coming
 from .clock import Clock
 from .conditioning import Conditioning
+from .hearing import Heard, apart, by_sample
 from .recipe import Recipe
 from .sites import Site
 from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
@@ -77,7 +78,7 @@ class Segment:
         self._batch = 0  # of how many
         self._asked = -1  # step for which a branch has been heard
         self._leader: Branch | None = None  # it
-        self._late: list[_Heard] = []  # what the others heard since
+        self._late: list[Heard] = []  # what the others heard since
 
     def _new_schedule(self) -> Schedule:
         schedule = self.recipe.schedule()
@@ -152,7 +153,7 @@ class Segment:
         jury, branch.batch = branch.jury, batch.put_by()
         if self._asked == step and self._leader.batch.size == batch.size:
             jury.join_in(self._leader.jury)
-            self._late.append(_Heard(step, branch, branch.batch, signals))
+            self._late.append(Heard(step, branch, branch.batch, signals))
             moved: set[int] = set()
         else:
             moved = self._hear(step, branch, batch, signals)
@@ -193,10 +194,7 @@ class Segment:
                 waiting.append(b)
                 parts.append(b.cache.pending.numbers)
         numbers = (torch.cat(parts) if len(parts) > 1 else parts[0]).tolist()
-        heard, at = [], 0
-        for signal in signals:
-            heard.append(numbers[at : at + signal.numel()])
-            at += signal.numel()
+        heard, at = apart(numbers, 0, signals)
         if repeats:
             self._part(branch, batch, heard, numbers[at : at + len(repeats)])
             at += len(repeats)
@@ -209,9 +207,9 @@ class Segment:
             at = end
             if True in coming.alarms:
                 self._heed(b, coming, step, b.batch)
-        moved = branch.jury.hear(step, heard if len(branch.jury.schedules) == 1 else _by_sample(batch, heard))
+        moved = branch.jury.hear(step, heard if len(branch.jury.schedules) == 1 else by_sample(batch, heard))
         for other in late:
-            wanted = other.branch.jury.hear(other.step, _by_sample(other.batch, other.heard))
+            wanted = other.branch.jury.hear(other.step, by_sample(other.batch, other.heard))
             moved |= branch.jury.groups(other.branch.jury.rows(wanted))
         return moved
 
@@ -336,28 +334,3 @@ class Segment:
         if self.schedule.warmup + self.schedule.cooldown >= self.total:
             return f"steps ({self.total}) <= warmup ({self.schedule.warmup}) + cooldown ({self.schedule.cooldown})"
         return "the schedule computed every step: its threshold or interval never allowed a prediction"
-
-
-class _Heard:
-    """What a branch heard at a step, on the device until it is read.
-
-    Attributes:
-        heard: of each signal its numbers, once read.
-    """
-
-    def __init__(self, step: int, branch: Branch, batch: Batch, signals: Sequence[Tensor]) -> None:
-        self.step, self.branch, self.batch, self.signals = step, branch, batch, signals
-        self.heard: list[list[float]] = []
-
-    def read(self, numbers: Sequence[float], at: int) -> int:
-        """Its numbers begin at ``at``; where they end."""
-        for signal in self.signals:
-            self.heard.append(numbers[at : at + signal.numel()])
-            at += signal.numel()
-        return at
-
-
-def _by_sample(batch: Batch, heard: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
-    """What was heard of each sample, where they can be told apart."""
-    apart = batch.spread(heard)
-    return heard if apart is None else apart
