@@ -40,10 +40,6 @@ class PartialForecast(Forecast):
         self.tokens.forget()
         self.correction: Tensor | None = None
 
-    @property
-    def ready(self) -> bool:
-        return super().ready and self.tokens.ready
-
     def held(self) -> Iterator[Tensor]:
         yield from super().held()
         yield from self.tokens.held()
@@ -108,8 +104,8 @@ class PartialOutputSite(OutputSite):
             part = part if weight == 1.0 else torch.lerp(guess, part, weight)
             return cache.template.rebuild([_merged(cache, guess, part, chosen)])
 
-    def hindrance(self, cache: PartialForecast) -> str | None:
-        return super().hindrance(cache) or self.tokens.hindrance(cache.tokens)
+    def hindrance(self, cache: PartialForecast, step: int) -> str | None:
+        return super().hindrance(cache, step) or self.tokens.hindrance(cache.tokens, step)
 
     def share(self, kinds: frozenset[str]) -> float:
         return self.tokens.share(kinds)

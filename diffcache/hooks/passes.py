@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditioning import version
 from .outputs import tensors_in_order
 from .plans import Plan
-from .streams import Links, Passage, Visit, named_tensors, trace
+from .streams import Links, Passage, Visit, named_tensors, stream, trace
 
 Forward = Callable[..., Any]
 
@@ -150,20 +149,29 @@ class Capturing:
             self.first = {n: t.clone() for n, t in streams.items()}
             return
         self.first = streams
-        for name in self._names:
-            if name in streams:
-                self._counted.append((streams[name], version(streams[name])))
+        for value in streams.values():
+            if not value.is_inference():  # there torch does not count
+                self._counted.append((value, value._version))
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         self.ended = ()
         if block is self.plan.start and self.first is None:
-            self.begin(named_tensors(block, args, kwargs))
+            self.begin(self._received(block, args, kwargs))
         output = forward(*args, **kwargs)
         if block is self.plan.last:
             self._calls += 1
             if self._calls == self.plan.calls:
                 self._note_edge(block, args, kwargs, output)
         return output
+
+    def _received(self, block: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """The streams that count, in the first block's call."""
+        received = {}
+        for name in self._names:
+            value = stream(block, name, args, kwargs)
+            if value is not None:
+                received[name] = value
+        return received
 
     def _note_edge(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         parts = tensors_in_order(output)
@@ -180,8 +188,8 @@ class Capturing:
     def overwritten(self) -> bool:
         """Whether the model wrote into what its first block received."""
         changed = False
-        for stream, count in self._counted:
-            changed = changed or version(stream) != count
+        for value, count in self._counted:
+            changed = changed or value._version != count
         return changed
 
     def residuals(self) -> list[Tensor] | None:

@@ -71,7 +71,11 @@ class Schedule:
 
     def wants_compute(self, step: int) -> bool:
         """The decision for ``step``, given all that was computed before it; not final where :meth:`undecided`."""
-        return self._must(step, self.last) or step >= self._until or self.placed(step)
+        if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
+            return True
+        if self.signal is not None and self.last < 0:
+            return True  # a signal is a change against something computed
+        return step - self.last > self.max_skip or step >= self._until or self.placed(step)
 
     def undecided(self, step: int) -> bool:
         """Whether ``step`` is neither forced nor planned, so that :meth:`judge` decides it."""
@@ -130,10 +134,3 @@ class Schedule:
             errors: for each branch, the relative error that the prediction for the computed step would have had; NaN
                 if there was none.
         """
-
-    def _must(self, step: int, last: int) -> bool:
-        if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
-            return True
-        if self.signal is not None and last < 0:
-            return True  # a signal is a change against something computed
-        return step - last > self.max_skip
