@@ -76,9 +76,7 @@ class Batch:
         if shapes is not None:
             known.seen[shapes] = self.size, self._places
 
-    def _inspect(
-        self, sample: Any, call: Mapping[Any, Any], values: Mapping[Any, Any]
-    ) -> tuple[int, list[Place]]:
+    def _inspect(self, sample: Any, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> tuple[int, list[Place]]:
         """How many samples there are, and where."""
         size = len(sample) if self._listed or _has_rows(sample) else 1
         if size <= 1:

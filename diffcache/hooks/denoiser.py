@@ -105,7 +105,7 @@ class DenoiserHook(ModelHook):
             return self._forward(args, kwargs)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        now, inputs = self._now, self.anatomy.bind(args, kwargs)
+        now, inputs = self._now, self.anatomy.bind(args, kwargs) if args else kwargs
         began = now()
         turn = self._enter(inputs, len(args))
         if now is not self._now:  # the first call on this device

@@ -129,12 +129,6 @@ class Forecast(Cache):
         self.pending = self.expected = outlook
         self.due, self.missed = None, None
 
-    def reuse(self, outlook: ReuseOutlook) -> None:
-        """:meth:`expect` and :meth:`adopt` an outlook whose fits are this cache's own already."""
-        self.pending, self.expected = outlook, None
-        self.due = self.missed = None
-        self.ready = True
-
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""
         if outlook.size == 1:

@@ -122,52 +122,46 @@ class Gating(Capturing):
         replaying: what runs behind it, if ``decide`` had a prediction.
     """
 
+    heard: Tensor | None = None
+    replaying: Replaying | None = None
+    _running: nn.Module | None = None
+
     def __init__(self, body: GatedBody, decide: Decide) -> None:
         super().__init__(body.plan, body._copies)
-        self.looks_at = None
-        self._body, self._decide = body, decide
-        self.heard: Tensor | None = None
-        self.replaying: Replaying | None = None
-        self._running: nn.Module | None = None
+        self.looks_at, self._body, self._decide = None, body, decide
         self._recent: list[Tensor | None] = []  # what the last blocks before the gate received
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         if self._body.inside:
-            return self._block_inside(block, forward, args, kwargs)
-        if self.heard is None:
+            self._running = block
+        elif self.heard is None:
             self._approach(block, args, kwargs)
-        return self._go_on(block, forward, args, kwargs)
-
-    def _go_on(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        if self.replaying is not None:
-            return self.replaying.block(block, forward, args, kwargs)
-        if block in self.plan.edges:
-            return super().block(block, forward, args, kwargs)
-        self.ended = ()
-        return forward(*args, **kwargs)
+        if self.replaying is None:
+            if block not in self.plan.edges:
+                self.ended = ()
+                return forward(*args, **kwargs)
+            try:
+                return super().block(block, forward, args, kwargs)
+            except _Leave:
+                pass
+        return self.replaying.block(block, forward, args, kwargs)
 
     def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         plan, recent = self.plan, self._recent
-        now = stream(block, plan.listens, args, kwargs)
         if block is not plan.start:
-            recent.append(now)
+            recent.append(stream(block, plan.listens, args, kwargs))
             del recent[: -plan.before]
             return
+        received = self._received(block, args, kwargs)
+        now = received[plan.listens] if plan.listens in received else stream(block, plan.listens, args, kwargs)
         before = recent[0] if len(recent) == plan.before else None
         recent.clear()
         if now is not None and before is not None and now is not before and now.shape == before.shape:
             self._pass(detached(torch.sub, now, before))
         if self.replaying is not None:
-            self.replaying.begin(self._received(block, args, kwargs))
+            self.replaying.begin(received)
         elif self.first is None:
-            self.note(self._received(block, args, kwargs), self._copies)  # never traced
-
-    def _block_inside(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._running = block
-        try:
-            return self._go_on(block, forward, args, kwargs)
-        except _Leave:
-            return self._go_on(block, forward, args, kwargs)
+            self.note(received, self._copies)  # never traced
 
     def inside(self, value: Tensor) -> None:
         # lists that run before the body (text refiners) have attentions as well

@@ -45,7 +45,8 @@ class ListeningSegment(Segment):
 
     def computed(self, step: int, branch: Branch) -> None:
         self.compute, self._late = True, []
-        branch.jury.computed(step)
+        for schedule in branch.jury.schedules:
+            schedule.computed(step)
 
     def compute_after_all(self, step: int, branch: Branch) -> None:
         self.computed(step, branch)

@@ -127,16 +127,19 @@ class Capturing:
     Attributes:
         looks_at: the blocks whose calls it wants.
         ended: ends that were reached since the last block; None until a block has run.
+        overwritten: whether the model wrote into what its first block received; known with the residuals.
     """
+
+    ended: tuple[int, ...] | None = None
+    first: dict[str, Tensor] | None = None
+    overwritten = False
+    _calls = 0
 
     def __init__(self, plan: Plan, copies: bool) -> None:
         self.plan, self._copies = plan, copies
         self.looks_at, self._names = plan.edges, plan.names
-        self.ended: tuple[int, ...] | None = None
-        self.first: dict[str, Tensor] | None = None
         self.values: list[Tensor | None] = [None] * len(plan.bases)
         self._counted: list[tuple[Tensor, int]] = []  # streams with their versions; none where they are copies
-        self._calls = 0
 
     def begin(self, streams: dict[str, Tensor]) -> None:
         """The first block of the body received ``streams``."""
@@ -184,17 +187,12 @@ class Capturing:
             self.ended = (*self.ended, index)
         return value
 
-    @property
-    def overwritten(self) -> bool:
-        """Whether the model wrote into what its first block received."""
-        changed = False
-        for value, count in self._counted:
-            changed = changed or value._version != count
-        return changed
-
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
-        if self.first is None or (self._counted and self.overwritten):
+        for value, count in self._counted:
+            if value._version != count:
+                self.overwritten = True
+        if self.first is None or self.overwritten:
             return None
         return self.plan.residuals(self.first, self.values)
 

@@ -36,7 +36,9 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     """
     if pooled:
         now, before = now[None], before[None]
-    if not now.dtype is before.dtype is torch.float32:  # a conversion that changes nothing costs as much as an operation
+    if (
+        not now.dtype is before.dtype is torch.float32
+    ):  # a conversion that changes nothing costs as much as an operation
         now, before = now.float(), before.float()
     if not now.is_cpu:
         return length(now - before) / length(before)
