@@ -1,4 +1,4 @@
-"""A segment whose schedules hear a signal: what is measured at a step decides about it, sample by sample where it can."""
+"""A segment whose schedules hear a signal: what is measured at a step decides about it, sample by sample if it can."""
 
 from __future__ import annotations
 

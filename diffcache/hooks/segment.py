@@ -7,7 +7,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..schedules import Schedule
 from .branch import Branch
