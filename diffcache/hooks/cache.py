@@ -97,17 +97,20 @@ class Cache(ABC):
     """Cached values of one branch.
 
     Attributes:
-        ready: whether a prediction is possible.
         pending: the coming run, while the host has not read it.
         grows: whether predicted steps add to what is held.
         branch: name of the branch.
     """
 
-    ready: bool = False
     pending: Outlook | None = None
     grows: bool = False
     _peak_bytes: int = 0
     branch: str = ""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether a prediction is possible."""
 
     @abstractmethod
     def held(self) -> Iterable[Tensor]:

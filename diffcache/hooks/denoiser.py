@@ -10,7 +10,6 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from ..predictors import Fitted
 from .anatomy import Anatomy
 from .attach import attach, detach
 from .batch import folded
@@ -22,22 +21,15 @@ from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings, pays
 from .familiar import Call, Likeness
 from .flow import leaves
-from .gated import GatedSite
 from .instants import instants
-from .levels import fitted_site
 from .listening import ListeningSegment
-from .modules import find_units, unit_kinds
-from .partial import PartialOutputSite
-from .rate import RateSite
+from .making import make_site
 from .recipe import Recipe
 from .segment import Segment, Verdict
 from .sessions import Progress, Sessions
-from .sites import Answer, BodyOutput, OutputSite, Run, Site
-from .sparse import sparse_site
+from .sites import Answer, Run
 from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
-from .tokens import TokenSite
 from .tree import ModuleTree
-from .units import UnitSite
 from .weights import WeightsWatch
 
 
@@ -331,28 +323,3 @@ def _device(inputs: dict[str, Any]) -> torch.device:
         if isinstance(value, Tensor):
             return value.device
     return torch.device("cpu")
-
-
-def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
-    """The site that a recipe asks for, on one denoiser.
-
-    Raises:
-        UnsupportedModelError: the denoiser does not have it.
-    """
-    if recipe.signal == "rate":
-        return RateSite(anatomy, recipe)
-    if recipe.signal is not None:
-        return GatedSite(model, anatomy, recipe)
-    if isinstance(recipe.predictor, Fitted):
-        return fitted_site(model, anatomy, recipe)
-    if recipe.site == "output" and recipe.table is not None:
-        return sparse_site(model, anatomy, find_units(model, "module", recipe.kinds), recipe)
-    if recipe.site == "output" and recipe.selector is not None:
-        return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
-    if recipe.site == "output":
-        return OutputSite(anatomy, recipe)
-    if recipe.site == "body":
-        return BodyOutput(model, recipe)
-    if recipe.site == "token":
-        return TokenSite(model, find_units(model, "module", recipe.kinds), recipe)
-    return UnitSite(find_units(model, recipe.site, recipe.kinds), recipe)

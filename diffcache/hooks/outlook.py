@@ -197,7 +197,7 @@ class ReuseOutlook(ForecastOutlook):
             return
         self.numbers = total(cache.histories[0].values[0])  # what :meth:`_measure` does, for one tensor
         self._sizes = [self.numbers.numel()]
-        cache.pending, cache.due, cache.ready = self, None, True
+        cache.reuse(self)
 
     def _measure(self) -> None:
         caches, count = self._caches, len(self.fits)

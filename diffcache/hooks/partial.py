@@ -40,6 +40,10 @@ class PartialForecast(Forecast):
         self.tokens.forget()
         self.correction: Tensor | None = None
 
+    @property
+    def ready(self) -> bool:
+        return super().ready and self.tokens.ready
+
     def held(self) -> Iterator[Tensor]:
         yield from super().held()
         yield from self.tokens.held()
