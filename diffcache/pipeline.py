@@ -13,9 +13,9 @@ from torch import nn
 from .errors import ConfigError, UnsupportedModelError
 from .hooks.anatomy import find_denoisers, inspect_class, inspect_denoiser
 from .hooks.compiled import unwrapped
-from .hooks.denoiser import make_site
 from .hooks.handle import ATTRIBUTE, Handle
 from .hooks.identity import identify
+from .hooks.making import make_site
 from .hooks.recipe import Recipe
 from .methods import MethodConfig, make_config
 from .methods.base import NamedConfig

@@ -60,7 +60,8 @@ def test_an_axis_that_no_other_argument_has_is_no_batch():
     name = "Kandinsky5Transformer3DModel"
     batches = Batches(inspect_denoiser(model_of(name)), outputs=False)
     lonely = dict(hidden_states=normal(3, 8, 8, 4, seed=0), timestep=torch.zeros(1))
-    assert batches.of(partial(model_of(name), **lonely)).size == 1
+    batch, _ = batches.of(partial(model_of(name), **lonely))
+    assert batch.size == 1
 
 
 # -- taking and putting ------------------------------------------------------------------------------------------------

@@ -41,18 +41,18 @@ class Batches:
         #: shapes of a call's arguments -> where they may carry how many samples
         self.seen: dict[Any, tuple[int, list[Place]]] = {}
 
-    def of(self, run: Run) -> Batch:
-        """The batch of a call that is about to run."""
+    def of(self, run: Run) -> tuple[Batch, Run]:
+        """The batch of a call that is about to run, and the call as it can be run once more afterwards."""
         like = getattr(run, "likeness", None)
         if like is None:
-            return Batch(self, repeatable(run))
+            return Batch(self, run), repeatable(run)
         if like.batch is None or like.batch._known is not self:
-            like.batch = Batch(self, run).put_by()
-        return like.batch.again(run)
+            like.batch = Batch(self, run)
+        return like.batch, run  # it holds no arguments within others
 
 
 class Batch:
-    """The samples of one call.
+    """The samples of one call, and of those like it; it holds none of their tensors.
 
     Attributes:
         size: how many; 1 where they cannot be told apart.
@@ -61,24 +61,24 @@ class Batch:
     """
 
     def __init__(self, known: Batches, run: Run) -> None:
-        self._known, self._run = known, run
+        self._known = known
         self.behind = False
-        self._kept: Batch | None = None  # it, put by
-        call = {**dict(enumerate(run.args)), **run.keywords} if isinstance(run, partial) else {}
+        call = _arguments(run)
         names = known.anatomy.parameters
         values = {names[key] if isinstance(key, int) and key < len(names) else key: v for key, v in call.items()}
-        self.sample, self._sample_key = values.get(known.anatomy.sample), _key_of(known.anatomy.sample, values, call)
-        self._listed = isinstance(self.sample, (list, tuple))
+        sample = values.get(known.anatomy.sample)
+        self._sample_key = _key_of(known.anatomy.sample, values, call)
+        self._listed = isinstance(sample, (list, tuple))
         self.apart = known.outputs and self._listed
         shapes = _shapes(call)
         found = known.seen.get(shapes)
-        self.size, self._places = found if found is not None else self._inspect(call, values)
+        self.size, self._places = found if found is not None else self._inspect(sample, call, values)
         if shapes is not None:
             known.seen[shapes] = self.size, self._places
 
-    def _inspect(self, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> tuple[int, list[Place]]:
+    def _inspect(self, sample: Any, call: Mapping[Any, Any], values: Mapping[Any, Any]) -> tuple[int, list[Place]]:
         """How many samples there are, and where."""
-        size = len(self.sample) if self._listed or _has_rows(self.sample) else 1
+        size = len(sample) if self._listed or _has_rows(sample) else 1
         if size <= 1:
             return size, []
         anatomy, places = self._known.anatomy, []
@@ -91,28 +91,6 @@ class Batch:
         if len(carried - {keys[anatomy.sample]}) == 0:
             return 1, []  # an axis that nothing else has is no batch
         return size, places
-
-    def put_by(self) -> Batch:
-        """What is known of the samples, for a later step: without the call and its tensors."""
-        kept = self._kept
-        if kept is None:
-            kept = self._copy()
-            kept._run = kept.sample = None
-        kept.behind = self.behind
-        return kept
-
-    def again(self, run: Run) -> Batch:
-        """The samples of a call like the one that was :meth:`put_by`; it holds no arguments within others."""
-        now = self._copy()
-        now._run, now._kept = run, self
-        key = self._sample_key
-        now.sample = run.args[key] if isinstance(key, int) else run.keywords.get(key)
-        return now
-
-    def _copy(self) -> Batch:
-        copied = Batch.__new__(Batch)
-        copied.__dict__ |= self.__dict__
-        return copied
 
     # -- whether it can be parted ----------------------------------------------------------------------------------
 
@@ -131,19 +109,21 @@ class Batch:
         found = self._known.known.get(self._form)
         return found if isinstance(found, str) else None
 
-    def prove(self, rows: Rows, show: Show) -> tuple[Shown, Shown | None]:
+    def prove(self, run: Run, rows: Rows, show: Show) -> tuple[Shown, Shown | None]:
         """Run the whole batch, and some samples by themselves, which must show the same. One host read a try.
 
         Args:
+            run: the call.
             rows: the samples.
             show: runs a call as the site does.
 
         Returns:
             What the whole batch showed; and what the samples showed, or None if it is not proved.
         """
-        whole = show(self._bare(self._run.args, self._run.keywords))
+        again = repeatable(run)
+        whole = show(_bare(again, again.args, again.keywords))
         for cut in self._proposals():
-            verdict, part = self._try(cut, rows, show, whole)
+            verdict, part = self._try(run, cut, rows, show, whole)
             if verdict:
                 self._known.known[self._form] = cut
                 return whole, part
@@ -153,9 +133,9 @@ class Batch:
         self._known.known[self._form] = f"{model} does not return the same for samples that run by themselves"
         return whole, None
 
-    def _try(self, cut: Cut, rows: Rows, show: Show, whole: Shown) -> tuple[bool | None, Shown | None]:
+    def _try(self, run: Run, cut: Cut, rows: Rows, show: Show, whole: Shown) -> tuple[bool | None, Shown | None]:
         try:
-            part = show(self._cut_call(cut, rows))
+            part = show(_cut_call(run, cut, rows))
             pairs = [*rows.pairs(whole[0], part[0]), *zip(map(rows.cut, whole[1]), part[1], strict=True)]
         except Exception:
             return False, None  # an argument was cut that should not be, or the other way round
@@ -176,18 +156,9 @@ class Batch:
         """Some of the samples."""
         return Rows(self.size, chosen, self.apart)
 
-    def part(self, rows: Rows) -> Run:
-        """The call for some samples."""
-        return self._cut_call(self._known.known[self._form], rows)
-
-    def _cut_call(self, cut: Cut, rows: Rows) -> Run:
-        args = [take((i,), value, cut, rows) for i, value in enumerate(self._run.args)]
-        keywords = {name: take((name,), value, cut, rows) for name, value in self._run.keywords.items()}
-        return self._bare(args, keywords)
-
-    def _bare(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> Run:
-        """Without exact savings: these hold the answers of the whole batch."""
-        return partial(getattr(self._run.func, "bare", self._run.func), *args, **keywords)
+    def part(self, run: Run, rows: Rows) -> Run:
+        """A call for some of its samples."""
+        return _cut_call(run, self._known.known[self._form], rows)
 
     # -- which samples belong together -----------------------------------------------------------------------------
 
@@ -196,16 +167,17 @@ class Batch:
         """Numbers of equal parts that the batch may consist of, the most first."""
         return [n for n in range(self.size, 1, -1) if self.size % n == 0]
 
-    def repeats(self) -> list[Tensor]:
-        """For each of :attr:`folds`, whether the noisy sample is that many times the same; nothing is read."""
-        return [self._repeated(n) for n in self.folds]
+    def repeats(self, run: Run) -> list[Tensor]:
+        """For each of :attr:`folds`, whether a call's noisy sample is that many times the same; nothing is read."""
+        sample = _arguments(run)[self._sample_key]
+        return [self._repeated(sample, n) for n in self.folds]
 
-    def _repeated(self, folds: int) -> Tensor:
+    def _repeated(self, sample: Any, folds: int) -> Tensor:
         count = self.size // folds
         if not self._listed:
-            noise = self._noise(self.sample).unflatten(0, (folds, count))
+            noise = self._noise(sample).unflatten(0, (folds, count))
             return _equal(noise, noise[:1])
-        pairs = [(self.sample[i], self.sample[i % count]) for i in range(count, self.size)]
+        pairs = [(sample[i], sample[i % count]) for i in range(count, self.size)]
         if any(not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape for a, b in pairs):
             return torch.tensor(False)
         return torch.stack([_equal(a, b) for a, b in pairs]).all()
@@ -240,6 +212,23 @@ class Batch:
             for i, row in enumerate(rows):
                 row += part[i * width : (i + 1) * width]
         return rows
+
+
+def _arguments(run: Run) -> dict[Any, Any]:
+    """Of a call, by position or name."""
+    return {**dict(enumerate(run.args)), **run.keywords} if isinstance(run, partial) else {}
+
+
+def _cut_call(run: Run, cut: Cut, rows: Rows) -> Run:
+    """A call for some samples, cut from that of the whole batch."""
+    args = [take((i,), value, cut, rows) for i, value in enumerate(run.args)]
+    keywords = {name: take((name,), value, cut, rows) for name, value in run.keywords.items()}
+    return _bare(run, args, keywords)
+
+
+def _bare(run: Run, args: Sequence[Any], keywords: Mapping[str, Any]) -> Run:
+    """Without exact savings: these hold the answers of the whole batch."""
+    return partial(getattr(run.func, "bare", run.func), *args, **keywords)
 
 
 def _key_of(name: str, values: Mapping[Any, Any], call: Mapping[Any, Any]) -> Any:

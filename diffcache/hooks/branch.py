@@ -11,8 +11,9 @@ from .batch import Batch
 from .cache import Cache
 from .conditioning import Conditioning
 from .familiar import Likeness
+from .instants import Laps
 from .jury import Jury
-from .stats import ABSENT, PARTIAL, PREDICTED, Fallback, SegmentStats, Stopwatch, finite
+from .stats import ABSENT, FULL, PARTIAL, PREDICTED, Fallback, SegmentStats, finite
 
 
 class Branch:
@@ -34,7 +35,7 @@ class Branch:
         self.batch: Batch | None = None  # of the call that was last heard
         self._letters: list[str] = []  # of each step, one a group where there are several
         self.fallbacks: list[Fallback] = []
-        self.compute_watch, self.predict_watch, self.decide_watch = Stopwatch(), Stopwatch(), Stopwatch()
+        self.laps = Laps()
         self.block_shares: list[float] = []  # of steps that were not computed in full
         self.signature: Any = None
         self.likeness: Likeness | None = None
@@ -55,10 +56,11 @@ class Branch:
 
     def mark(self, step: int, letter: str) -> None:
         """Note the decision of ``step``; steps on which the branch was not called are filled in."""
-        for known in (self.decisions, self._letters):
-            known += ABSENT * (step - len(known))
+        if step > len(self.decisions):
+            for known in (self.decisions, self._letters):
+                known += ABSENT * (step - len(known))
+        self.last_step = len(self.decisions)
         self.decisions.append(letter)
-        self.last_step = len(self.decisions) - 1
         self._letters.append(self.jury.letters(step) if len(self.jury.schedules) > 1 else letter)
         if letter == PARTIAL or (letter == PREDICTED and self.cache.grows):
             self.cache.note_peak()
@@ -81,9 +83,9 @@ class Branch:
             partial=partial,
             block_share=share,
             token_share=share,  # no site recomputes some of a sample's tokens
-            compute_seconds=self.compute_watch.seconds,
-            predict_seconds=self.predict_watch.seconds,
-            decide_seconds=self.decide_watch.seconds,
+            compute_seconds=self.laps.seconds(FULL),
+            predict_seconds=self.laps.seconds(PREDICTED + PARTIAL),
+            decide_seconds=self.laps.deciding,
             cached_bytes=self.cache.peak_bytes,
             fallbacks=list(self.fallbacks),
             exact_calls=self.exact.calls,

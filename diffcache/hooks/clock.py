@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -118,7 +117,7 @@ class Clock:
         self._scheduler: Any = None
         self._leader: int | None = None
         self._started = False
-        self._direction = 0.0
+        self._rises: bool | None = None  # the timesteps of this trajectory
         self._seen: float | None = None
         self._levels: list[float] | None = None
         self._offset = 0
@@ -152,8 +151,9 @@ class Clock:
         """Step index for a denoiser call that received ``timestep``; begins a trajectory where none is open."""
         if self._pipe is not None:
             self._follow_pipe()
-        value = host_value(timestep)
-        if not self._open or (value != self._seen and self._jumped_back(value)):
+        value, seen = host_value(timestep), self._seen
+        moved = value is not None and seen is not None and value != seen
+        if not self._open or (moved and (value > seen) is not self._rises and self._jumped_back(value > seen)):
             self.begin(None)
         if not self._started:
             self._start(timestep, value)
@@ -200,13 +200,10 @@ class Clock:
         if self.total is not None:
             self.total = max(self.total - self._offset, 1)
 
-    def _jumped_back(self, value: float | None) -> bool:
-        if value is None or self._seen is None or value == self._seen:
-            return False
-        direction = math.copysign(1.0, value - self._seen)
-        if self._direction == 0.0:
-            self._direction = direction
-        return direction != self._direction
+    def _jumped_back(self, rises: bool) -> bool:
+        if self._rises is None:  # nobody knew the direction yet
+            self._rises = rises
+        return rises is not self._rises
 
     def _advance_by_value(self, value: float | None) -> None:
         if value is None or (self._seen is not None and value != self._seen):

@@ -10,33 +10,26 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
-from ..predictors import Fitted
 from .anatomy import Anatomy
 from .attach import attach, detach
 from .batch import folded
 from .branch import Branch
 from .budget import check_budget
-from .cache import Moment
 from .clock import Clock
 from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
 from .exact import ExactSavings, pays
 from .familiar import Call, Likeness
 from .flow import leaves
-from .gated import GatedSite
-from .levels import fitted_site
-from .modules import find_units, unit_kinds
-from .partial import PartialOutputSite
-from .rate import RateSite
+from .instants import instants
+from .listening import ListeningSegment
+from .making import make_site
 from .recipe import Recipe
 from .segment import Segment, Verdict
-from .sessions import Progress, Session, Sessions
-from .sites import Answer, BodyOutput, OutputSite, Run, Site
-from .sparse import sparse_site
-from .stats import FULL, PARTIAL, PREDICTED, Mark, SegmentStats
-from .tokens import TokenSite
+from .sessions import Progress, Sessions
+from .sites import Answer, Run
+from .stats import FULL, PARTIAL, PREDICTED, SegmentStats
 from .tree import ModuleTree
-from .units import UnitSite
 from .weights import WeightsWatch
 
 
@@ -73,6 +66,7 @@ class DenoiserHook(ModelHook):
         moving = (anatomy.sample, anatomy.timestep)
         self.exact = ExactSavings(model, moving, anatomy.conditioning) if pays(model, recipe.config.exact) else None
         self.site = make_site(model, anatomy, recipe)
+        self._now = instants(torch.device("cpu"))  # until a call shows where it runs
         #: around what is compiled and has hooks of the site inside
         self.places: list[Around] = []
 
@@ -86,7 +80,7 @@ class DenoiserHook(ModelHook):
     @property
     def progress(self) -> Progress:
         """This denoiser's in the session under way."""
-        return self.sessions.now.progress(self)
+        return self.sessions.now.progress[self]
 
     @property
     def segment(self) -> Segment | None:
@@ -103,16 +97,18 @@ class DenoiserHook(ModelHook):
             return self._forward(args, kwargs)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = self.anatomy.bind(args, kwargs)
-        began = Mark(_device(inputs))
-        turn = self._enter(self.sessions.now, inputs, len(args))
+        now, inputs = self._now, self.anatomy.bind(args, kwargs) if args else kwargs
+        began = now()
+        turn = self._enter(inputs, len(args))
+        if now is not self._now:  # the first call on this device
+            now, began = self._now, self._now()
         if self.places:
             self._choose_graphs(inputs, keeps=turn is None or turn.segment.keeps)
         forward = self.fn_ref.original_forward
         if turn is None:
             return forward(*args, **kwargs)
-        branch, segment = turn.branch, turn.segment
-        began = branch.decide_watch.lap(began)
+        branch, segment, step = turn.branch, turn.segment, turn.step
+        decided = now()
         if self.exact is not None and (turn.verdict is not Verdict.PREDICT or self.site.runs):
             full = turn.verdict is Verdict.COMPUTE
             forward = self.exact.turn(branch.exact, inputs, segment.weights, forward, full)
@@ -125,14 +121,13 @@ class DenoiserHook(ModelHook):
         except BaseException:
             self.abort()
             raise
-        if answer.part == 1.0:
-            branch.mark(turn.step, FULL)
-            began = branch.compute_watch.lap(began)
-            segment.settle(turn.step)  # what was computed decides about the coming steps
-            branch.decide_watch.lap(began)
-        else:
-            self._note_prediction(turn, answer)
-            branch.predict_watch.lap(began)
+        computed = answer.part == 1.0
+        letter = FULL if computed else self._note_prediction(turn, answer)
+        branch.mark(step, letter)
+        ran = now()
+        if computed:
+            segment.settle(step)  # what was computed decides about the coming steps
+        branch.laps.append((letter, began, decided, ran, now()))
         return answer.result
 
     def _choose_graphs(self, inputs: dict[str, Any], keeps: bool) -> None:
@@ -148,26 +143,34 @@ class DenoiserHook(ModelHook):
     def _carry_out(self, turn: _Turn, run: Run) -> Answer:
         segment, branch, step = turn.segment, turn.branch, turn.step
         if turn.verdict is Verdict.PREDICT:
-            moment = Moment(step, segment.time(step))
-            return Answer(self.site.predict(run, branch.cache, moment, segment.kinds), 0.0, 0.0)
+            return Answer(self.site.predict(run, branch.cache, segment.predicted(step), segment.kinds), 0.0, 0.0)
         if not segment.keeps:
             return Answer(run(), 1.0, 1.0)
-        moment = self._recorded(turn)
-        if turn.verdict is Verdict.ASK:
-            judge = partial(segment.judge, step, branch)
-            answer = self.site.ask(run, branch.cache, moment, judge)
-            if answer.part == 1.0:
-                segment.computed(step, branch)
-            return answer
-        return Answer(self.site.compute(run, branch.cache, moment), 1.0, 1.0)
+        if branch.signature is not turn.signature:
+            self._sign(turn)
+        moment = segment.recorded(step)
+        if turn.verdict is Verdict.COMPUTE:
+            return Answer(self.site.compute(run, branch.cache, moment), 1.0, 1.0)
+        answer = self.site.ask(run, branch.cache, moment, partial(segment.judge, step, branch))
+        if answer.part == 1.0:
+            segment.computed(step, branch)
+        return answer
 
-    def _note_prediction(self, turn: _Turn, answer: Answer) -> None:
-        branch, kinds = turn.branch, turn.segment.kinds
+    def _sign(self, turn: _Turn) -> None:
+        """What a branch holds must fit the inputs of the step that is, or may be, computed."""
+        branch = turn.branch
+        if branch.signature != turn.signature:
+            branch.forget()
+        branch.signature = turn.signature
+        if turn.step == 0 and self.recipe.table is not None:
+            branch.folded = folded(turn.inputs.get(self.anatomy.sample))
+
+    def _note_prediction(self, turn: _Turn, answer: Answer) -> str:
+        kinds = turn.segment.kinds
         share = self.site.share(kinds) + answer.cost
         if share:
-            branch.block_shares.append(share)
-        computed_some = answer.part or self.site.partial(kinds)
-        branch.mark(turn.step, PARTIAL if computed_some else PREDICTED)
+            turn.branch.block_shares.append(share)
+        return PARTIAL if answer.part or self.site.partial(kinds) else PREDICTED
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this when a pipeline call ends; the clock has ended the trajectory by then."""
@@ -175,10 +178,10 @@ class DenoiserHook(ModelHook):
 
     # -- the path of a step ----------------------------------------------------------------------------------------
 
-    def _enter(self, session: Session, inputs: dict[str, Any], placed: int) -> _Turn | None:
+    def _enter(self, inputs: dict[str, Any], placed: int) -> _Turn | None:
         """What to do in this call; None means: run the model and keep out of it."""
-        clock, progress = session.clock, session.progress(self)
-        timestep = inputs.get(self.anatomy.timestep)
+        session = self.sessions.now
+        clock, progress, timestep = session.clock, session.progress[self], inputs.get(self.anatomy.timestep)
         segment, step = self._locate(clock, progress, timestep)
         branch = segment.branches.familiar(progress.label, inputs, placed)
         likeness = None if branch is None else branch.likeness
@@ -201,6 +204,7 @@ class DenoiserHook(ModelHook):
 
     def _recognise(self, segment: Segment, label: str | None, inputs: dict[str, Any], placed: int, step: int) -> Branch:
         """The branch of a call that is not like those before it."""
+        self._now = instants(_device(inputs))
         now = Conditioning(self.anatomy.identity(inputs))
         branch = segment.branches.of(label, now, step)
         known = branch.conditioning
@@ -210,14 +214,20 @@ class DenoiserHook(ModelHook):
         return branch
 
     def _locate(self, clock: Clock, progress: Progress, timestep: Any) -> tuple[Segment, int]:
+        """The segment of a call, and its step there."""
         now = clock.locate(timestep)
-        if progress.trajectory != clock.trajectory:
-            progress.trajectory, progress.closed, progress.segment = clock.trajectory, [], None
-        if progress.segment is None:
-            clock.enter(self)
-            total, always = self._segment_length(now), self.exact is not None
-            progress.segment = Segment(self.recipe, self.site, clock, now, total, self.weights, always)
+        if progress.segment is None or progress.trajectory != clock.trajectory:
+            self._open(clock, progress, now)
         return progress.segment, now - progress.segment.start
+
+    def _open(self, clock: Clock, progress: Progress, start: int) -> None:
+        """This denoiser's segment begins, the first of a trajectory or another one."""
+        if progress.trajectory != clock.trajectory:
+            progress.trajectory, progress.closed = clock.trajectory, []
+        clock.enter(self)
+        kind = Segment if self.recipe.signal is None else ListeningSegment
+        total, always = self._segment_length(start), self.exact is not None
+        progress.segment = kind(self.recipe, self.site, clock, start, total, self.weights, always)
 
     def _segment_length(self, start: int) -> int | None:
         """Steps until the trajectory ends, or until the other expert takes over."""
@@ -235,21 +245,10 @@ class DenoiserHook(ModelHook):
         elif torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in inputs.values()):
             reason = "an input requires a gradient"
         else:
-            reason = self.site.hindrance_at(branch.cache, step)
+            reason = self.site.hindrance(branch.cache, step)
         if reason is not None:
             branch.fall_back(step, reason)
         return reason is None
-
-    def _recorded(self, turn: _Turn) -> Moment:
-        """A step that is, or may be, computed; what its branch holds must fit its inputs."""
-        segment, branch, step, signature = turn.segment, turn.branch, turn.step, turn.signature
-        if branch.signature is not signature and branch.signature != signature:
-            branch.forget()
-        branch.signature = signature
-        if step == 0 and self.recipe.table is not None:
-            branch.folded = folded(turn.inputs.get(self.anatomy.sample))
-        ahead = segment.ahead(step)
-        return Moment(step, segment.time(step), ahead, segment.schedule.wants_error and bool(ahead))
 
     # -- lifetime --------------------------------------------------------------------------------------------------
 
@@ -290,7 +289,7 @@ class DenoiserHook(ModelHook):
         self.site = make_site(self.model, self.anatomy, self.recipe)
         self.site.install(self.model)
         for session in self.sessions:
-            segment = session.progress(self).segment
+            segment = session.progress[self].segment
             if segment is not None:
                 segment.site = self.site
 
@@ -324,28 +323,3 @@ def _device(inputs: dict[str, Any]) -> torch.device:
         if isinstance(value, Tensor):
             return value.device
     return torch.device("cpu")
-
-
-def make_site(model: nn.Module, anatomy: Anatomy, recipe: Recipe) -> Site:
-    """The site that a recipe asks for, on one denoiser.
-
-    Raises:
-        UnsupportedModelError: the denoiser does not have it.
-    """
-    if recipe.signal == "rate":
-        return RateSite(anatomy, recipe)
-    if recipe.signal is not None:
-        return GatedSite(model, anatomy, recipe)
-    if isinstance(recipe.predictor, Fitted):
-        return fitted_site(model, anatomy, recipe)
-    if recipe.site == "output" and recipe.table is not None:
-        return sparse_site(model, anatomy, find_units(model, "module", recipe.kinds), recipe)
-    if recipe.site == "output" and recipe.selector is not None:
-        return PartialOutputSite(model, anatomy, find_units(model, "module", unit_kinds("module")), recipe)
-    if recipe.site == "output":
-        return OutputSite(anatomy, recipe)
-    if recipe.site == "body":
-        return BodyOutput(model, recipe)
-    if recipe.site == "token":
-        return TokenSite(model, find_units(model, "module", recipe.kinds), recipe)
-    return UnitSite(find_units(model, recipe.site, recipe.kinds), recipe)

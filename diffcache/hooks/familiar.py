@@ -31,7 +31,7 @@ class Likeness:
         self.signature, self.batch = signature, None
         self._count, self._placed = len(inputs), placed
         self._still: list[tuple[str, Tensor, int]] = []
-        self._moving: list[tuple[str, Any, Any, Any]] = []
+        self._moving: list[tuple[str, tuple[Any, ...]]] = []
         self._plain: list[tuple[str, Any]] = []
         self._kinds: list[tuple[str, type]] = []
 
@@ -55,7 +55,7 @@ class Likeness:
         if isinstance(value, Tensor) and still:
             self._still.append((name, value, version(value)))
         elif isinstance(value, Tensor):
-            self._moving.append((name, value.shape, value.dtype, value.device))
+            self._moving.append((name, (value.shape, value.dtype, value.device)))
         elif isinstance(value, (str, int)) or value is None:
             self._plain.append((name, value))
         else:  # its value tells nothing
@@ -72,9 +72,9 @@ class Likeness:
                 return False
             if (0 if value.is_inference() else value._version) != count:  # :func:`version`, in a call less
                 return False
-        for name, shape, dtype, device in self._moving:
+        for name, form in self._moving:
             value = get(name)
-            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype or value.device != device:
+            if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != form:
                 return False
         for name, plain in self._plain:
             value = get(name, _ABSENT)

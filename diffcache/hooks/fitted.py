@@ -237,7 +237,7 @@ class FittedSite(OutputSite):
     def prepare(self, caches: Sequence[Cache]) -> None:
         pass  # a plan is ready as soon as a step is computed
 
-    def hindrance(self, cache: FittedCache) -> str | None:
+    def hindrance(self, cache: FittedCache, step: int) -> str | None:
         if not cache.ready:
-            return super().hindrance(cache) if cache.steps else "too few computed steps in this branch"
+            return super().hindrance(cache, step) if cache.steps else "too few computed steps in this branch"
         return None if cache.planned else "the stored outputs are not those of the plan"

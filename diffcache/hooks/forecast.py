@@ -135,9 +135,7 @@ class Forecast(Cache):
 
     def reuse(self, outlook: ReuseOutlook) -> None:
         """:meth:`expect` and :meth:`adopt` an outlook whose fits are this cache's own already."""
-        self.pending, self.expected = outlook, None
-        self.due = self.missed = None
-        self._fitted = True
+        self.pending, self.due, self._fitted = outlook, None, True
 
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""

@@ -21,14 +21,12 @@ from .gradients import detached
 from .modules import first_attention
 from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
-from .streams import Visit, named_tensors
+from .streams import Visit, named_tensors, stream
 
 _INSIDE_NAME = f"{HOOK_NAME}_inside"
 
 #: the signal's tensor -> residuals to replay, or None to compute
 Decide = Callable[[Tensor], list[Tensor] | None]
-
-PassOn = Callable[[Capturing | Replaying], None]
 
 
 class GatedBody(BodySite):
@@ -69,23 +67,17 @@ class GatedBody(BodySite):
 
     def decide(self, run: Run, decide: Decide) -> tuple[Any, list[Tensor] | None, bool]:
         """Run up to the gate and go on as ``decide`` says: the result, residuals, and whether it was a replay."""
-        gating = Gating(self.plan, self._copies, self.inside, decide, self._pass_on)
+        gating = Gating(self, decide)
         result = self._under(gating, run)
         self.heard = gating.heard
-        if gating.replaying:
-            return result, None, True
-        return result, self._taken(gating.capturing), False
-
-    def _pass_on(self, now: Capturing | Replaying) -> None:
-        """The gate is behind us: the blocks that follow need not ask it."""
-        self.now = now
+        return (result, self._taken(gating), False) if gating.replaying is None else (result, None, True)
 
     def look(self, run: Run) -> tuple[Any, list[Tensor] | None, Tensor | None]:
         """Run some samples in full and change nothing here: the result, residuals, and what the gate heard."""
-        gating = Gating(self.plan, self._copies, self.inside, lambda heard: None, self._pass_on)
+        gating = Gating(self, lambda heard: None)
         result = self._under(gating, run)
         with torch.no_grad():
-            return result, gating.capturing.residuals(), gating.heard
+            return result, gating.residuals(), gating.heard
 
     # -- finding the plan ------------------------------------------------------------------------------------------
 
@@ -96,9 +88,13 @@ class GatedBody(BodySite):
         explorer.leave_out(self.last)
         for plan, residuals in propose(explorer):
             moved = explorer.begin_later(plan, residuals, self.first)
-            self.heard = None if moved is None else explorer.signal(moved[0], self.inside)
-            if moved is not None and (self.inside or self.heard is not None):
+            if moved is not None and self.inside:
+                self.heard = explorer.heard_inside(moved[0])
                 yield moved
+            elif moved is not None:
+                listens, self.heard = explorer.added(moved[0])
+                if self.heard is not None:
+                    yield replace(moved[0], listens=listens), moved[1]
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
@@ -113,77 +109,74 @@ class GatedBody(BodySite):
         super().uninstall()
 
 
-class Gating:
+class Gating(Capturing):
     """In full up to the gate, then captured or replayed.
 
     Args:
-        plan: begins at the gate.
-        copies: see :class:`Capturing`.
-        inside: whether the gate is inside the plan's first block.
+        body: its plan begins at the gate.
         decide: called at the gate.
-        pass_on: called behind it, with what runs from there on.
 
     Attributes:
-        looks_at: None, which is every block.
-        replaying: whether the gate was passed with a prediction.
+        looks_at: every block until the gate is passed.
+        heard: what was heard there.
+        replaying: what runs behind it, if ``decide`` had a prediction.
     """
 
-    looks_at: tuple[nn.Module, ...] | None = None
+    heard: Tensor | None = None
+    replaying: Replaying | None = None
+    _running: nn.Module | None = None
 
-    def __init__(self, plan: Plan, copies: bool, inside: bool, decide: Decide, pass_on: PassOn) -> None:
-        self.plan, self._copies, self._inside, self._decide, self._pass_on = plan, copies, inside, decide, pass_on
-        self.capturing = Capturing(plan, copies)
-        self._now: Capturing | Replaying = self.capturing
-        self.heard: Tensor | None = None
-        self.replaying = False
-        self._running: nn.Module | None = None
-        self._recent: list[dict[str, Tensor]] = []  # what the last blocks before the gate received
+    def __init__(self, body: GatedBody, decide: Decide) -> None:
+        super().__init__(body.plan, body._copies)
+        self.looks_at, self._body, self._decide = None, body, decide
+        self._recent: list[Tensor | None] = []  # what the last blocks before the gate received
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        if self._inside:
-            return self._block_inside(block, forward, args, kwargs)
-        if self.heard is None:
+        if self._body.inside:
+            self._running = block
+        elif self.heard is None:
             self._approach(block, args, kwargs)
-        return self._now.block(block, forward, args, kwargs)
+        if self.replaying is None:
+            if block not in self.plan.edges:
+                self.ended = ()
+                return forward(*args, **kwargs)
+            try:
+                return super().block(block, forward, args, kwargs)
+            except _Leave:
+                pass
+        return self.replaying.block(block, forward, args, kwargs)
 
     def _approach(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        streams, start = named_tensors(block, args, kwargs), self.plan.start
-        self._recent = [*self._recent, streams][-self.plan.before - 1 :]
-        if block is not start:
+        plan, recent = self.plan, self._recent
+        if block is not plan.start:
+            recent.append(stream(block, plan.listens, args, kwargs))
+            del recent[: -plan.before]
             return
-        heard = detached(_added, streams, self._recent[0])
-        self._recent = []
-        if heard is not None:
-            self._pass(heard)
-        now = self._now
-        if now.first is None and now is self.capturing:
-            now.note(streams, self._copies)  # never traced
-        elif now.first is None:
-            now.begin(streams)
-
-    def _block_inside(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
-        self._running = block
-        try:
-            return self._now.block(block, forward, args, kwargs)
-        except _Leave:
-            return self._now.block(block, forward, args, kwargs)
+        received = self._received(block, args, kwargs)
+        now = received[plan.listens] if plan.listens in received else stream(block, plan.listens, args, kwargs)
+        before = recent[0] if len(recent) == plan.before else None
+        recent.clear()
+        if now is not None and before is not None and now is not before and now.shape == before.shape:
+            self._pass(detached(torch.sub, now, before))
+        if self.replaying is not None:
+            self.replaying.begin(received)
+        elif self.first is None:
+            self.note(received, self._copies)  # never traced
 
     def inside(self, value: Tensor) -> None:
         # lists that run before the body (text refiners) have attentions as well
-        if self._inside and self.heard is None and self._running is self.plan.start:
+        if self.heard is None and self._running is self.plan.start and self._body.inside:
             self._pass(value.detach().clone())
-            if self.replaying:
+            if self.replaying is not None:
                 raise _Leave
 
     def _pass(self, heard: Tensor) -> None:
         self.heard = heard
         residuals = self._decide(heard)
-        if residuals is not None:
-            self._now, self.replaying = Replaying(self.plan, residuals), True
-        self._pass_on(self._now)
-
-    def exit(self, index: int, value: Tensor) -> Tensor:
-        return self._now.exit(index, value)
+        if residuals is None:
+            self.looks_at = self.plan.edges  # the blocks that follow need not ask
+        else:
+            self._body.now = self.replaying = Replaying(self.plan, residuals)
 
 
 class _Leave(Exception):
@@ -235,24 +228,25 @@ class _Narrowing(Exploring):
         skipped = {block: passage for block, passage in plan.skipped.items() if block not in passed}
         return replace(plan, entry=entry, start=visit.block, skipped=skipped, before=before)
 
-    def signal(self, plan: Plan, inside: bool) -> Tensor | None:
-        """What the gate of a plan would have heard in the watched step."""
+    def heard_inside(self, plan: Plan) -> Tensor | None:
+        """What a gate inside the plan's first block would have heard in the watched step."""
+        return self._heard.get(self._start(plan))
+
+    def added(self, plan: Plan) -> tuple[str, Tensor | None]:
+        """What a gate before the plan's first block would have heard: what blocks added to a stream, and its name.
+
+        It is the first stream that they changed (VACE's control blocks leave the hidden states alone).
+        """
         begin = self._start(plan)
-        if inside:
-            return self._heard.get(begin)
-        return _added(self._visits[begin].streams, self._visits[begin - plan.before].streams)
+        before = self._visits[begin - plan.before].streams
+        for name, now in self._visits[begin].streams.items():
+            old = before.get(name)
+            if old is not None and old is not now and old.shape == now.shape:
+                return name, now - old
+        return "", None
 
     def _start(self, plan: Plan) -> int:
         return next(i for i, visit in enumerate(self._visits) if visit.block is plan.start)
-
-
-def _added(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor | None:
-    """What blocks added to the first stream that they changed (VACE's control blocks leave the hidden states alone)."""
-    for name, stream in now.items():
-        old = before.get(name)
-        if old is not None and old is not stream and old.shape == stream.shape:
-            return stream - old
-    return None
 
 
 def _hidden(module: nn.Module, args: Any, kwargs: Any) -> Tensor:

@@ -53,10 +53,11 @@ class GatedCache(Forecast):
         now, before = heard, self.reference
         if self._home is not None:
             now, before = self.recipe.rest.rounded(heard), fetch(before, self._home)
-        alike, now = before.shape == now.shape, batch.leading(now)
-        if not alike:
-            return now.new_full((len(now),), float("nan"))
-        return relative_change(now, before.movedim(1, 0) if batch.behind else before)
+        alike = before.shape == now.shape
+        if len(now) != batch.size:
+            now = batch.leading(now)
+            before = before.movedim(1, 0) if alike and batch.behind else before
+        return relative_change(now, before) if alike else now.new_full((len(now),), float("nan"))
 
     def refer_some(self, rows: Rows, heard: Tensor) -> None:
         """The same for some samples."""
@@ -92,10 +93,10 @@ class GatedSite(BodyOutput, Asking):
         self.body.heard = None
 
     def ask(self, run: Run, cache: GatedCache, moment: Moment, judge: Judge) -> Answer:
-        batch, moved = self.batches.of(run), []
+        (batch, again), moved = self.batches.of(run), []
 
         def decide(heard: Tensor) -> list[Tensor] | None:  # no tensor here has a gradient
-            moved.extend(judge(batch, [cache.change(batch, heard)]))
+            moved.extend(judge(again, batch, [cache.change(batch, heard)]))
             return None if len(moved) == batch.size else cache.predict(moment)
 
         result, residuals, replayed = self.body.decide(run, decide)
@@ -106,19 +107,21 @@ class GatedSite(BodyOutput, Asking):
             return Answer(result, 1.0, 1.0)
         answer = Answer(result, 0.0, 0.0)
         if moved:
-            answer = self._compute_some(batch, batch.rows(moved), result, cache, moment)
+            answer = self._compute_some(again, batch, batch.rows(moved), result, cache, moment)
         elif self.recipe.signal == "modulated":
             self._refer(cache)
         self.body.heard = None
         return answer
 
-    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: GatedCache, moment: Moment) -> Answer:
+    def _compute_some(
+        self, run: Run, batch: Batch, rows: Rows, result: Any, cache: GatedCache, moment: Moment
+    ) -> Answer:
         """The samples that moved by themselves, in the place of what was predicted for them."""
         heard, cost = self.body.heard, len(rows) / rows.size
         if batch.parted:
-            part, seen = self._show(batch.part(rows))
+            part, seen = self._show(batch.part(run, rows))
         else:
-            (whole, all_seen), shown = batch.prove(rows, self._show)
+            (whole, all_seen), shown = batch.prove(run, rows, self._show)
             if shown is None:
                 self._store(cache, all_seen[1:] or None, moment)
                 cache.refer(all_seen[0])
@@ -142,10 +145,10 @@ class GatedSite(BodyOutput, Asking):
         before = self.recipe.first if self.body.plan is None else self.body.plan.before
         return (before + self.recipe.last) / len(self.body.blocks)
 
-    def hindrance(self, cache: Cache) -> str | None:
+    def hindrance(self, cache: Cache, step: int) -> str | None:
         plan = self.body.plan
         if cache.ready and cache.template is plan is not None and cache.reference is not None:  # the usual case
             return None
-        return super().hindrance(cache) or (
+        return super().hindrance(cache, step) or (
             None if cache.reference is not None else "nothing to compare the signal with"
         )

@@ -150,11 +150,11 @@ class LevelSite(FittedSite):
             (part,) = tensors_in_order(result)
             return cache.template.rebuild([_put(cache, chosen, part, guess)])
 
-    def hindrance_at(self, cache: LevelCache, step: int) -> str | None:
-        why = self.hindrance(cache)
+    def hindrance(self, cache: LevelCache, step: int) -> str | None:
+        why = super().hindrance(cache, step)
         if why is not None or not self.plan.level(step):
             return why
-        return self.tokens.hindrance(cache.tokens) if self.unfit is None else f"no partial steps: {self.unfit}"
+        return self.tokens.hindrance(cache.tokens, step) if self.unfit is None else f"no partial steps: {self.unfit}"
 
     def share(self, kinds: frozenset[str]) -> float:
         return self._share

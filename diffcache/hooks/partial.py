@@ -108,8 +108,8 @@ class PartialOutputSite(OutputSite):
             part = part if weight == 1.0 else torch.lerp(guess, part, weight)
             return cache.template.rebuild([_merged(cache, guess, part, chosen)])
 
-    def hindrance(self, cache: PartialForecast) -> str | None:
-        return super().hindrance(cache) or self.tokens.hindrance(cache.tokens)
+    def hindrance(self, cache: PartialForecast, step: int) -> str | None:
+        return super().hindrance(cache, step) or self.tokens.hindrance(cache.tokens, step)
 
     def share(self, kinds: frozenset[str]) -> float:
         return self.tokens.share(kinds)

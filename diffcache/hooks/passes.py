@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditioning import version
 from .outputs import tensors_in_order
 from .plans import Plan
-from .streams import Links, Passage, Visit, named_tensors, trace
+from .streams import Links, Passage, Visit, named_tensors, stream, trace
 
 Forward = Callable[..., Any]
 
@@ -128,16 +127,19 @@ class Capturing:
     Attributes:
         looks_at: the blocks whose calls it wants.
         ended: ends that were reached since the last block; None until a block has run.
+        overwritten: whether the model wrote into what its first block received; known with the residuals.
     """
+
+    ended: tuple[int, ...] | None = None
+    first: dict[str, Tensor] | None = None
+    overwritten = False
+    _calls = 0
 
     def __init__(self, plan: Plan, copies: bool) -> None:
         self.plan, self._copies = plan, copies
         self.looks_at, self._names = plan.edges, plan.names
-        self.ended: tuple[int, ...] | None = None
-        self.first: dict[str, Tensor] | None = None
         self.values: list[Tensor | None] = [None] * len(plan.bases)
         self._counted: list[tuple[Tensor, int]] = []  # streams with their versions; none where they are copies
-        self._calls = 0
 
     def begin(self, streams: dict[str, Tensor]) -> None:
         """The first block of the body received ``streams``."""
@@ -150,20 +152,29 @@ class Capturing:
             self.first = {n: t.clone() for n, t in streams.items()}
             return
         self.first = streams
-        for name in self._names:
-            if name in streams:
-                self._counted.append((streams[name], version(streams[name])))
+        for value in streams.values():
+            if not value.is_inference():  # there torch does not count
+                self._counted.append((value, value._version))
 
     def block(self, block: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         self.ended = ()
         if block is self.plan.start and self.first is None:
-            self.begin(named_tensors(block, args, kwargs))
+            self.begin(self._received(block, args, kwargs))
         output = forward(*args, **kwargs)
         if block is self.plan.last:
             self._calls += 1
             if self._calls == self.plan.calls:
                 self._note_edge(block, args, kwargs, output)
         return output
+
+    def _received(self, block: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """The streams that count, in the first block's call."""
+        received = {}
+        for name in self._names:
+            value = stream(block, name, args, kwargs)
+            if value is not None:
+                received[name] = value
+        return received
 
     def _note_edge(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         parts = tensors_in_order(output)
@@ -176,17 +187,12 @@ class Capturing:
             self.ended = (*self.ended, index)
         return value
 
-    @property
-    def overwritten(self) -> bool:
-        """Whether the model wrote into what its first block received."""
-        changed = False
-        for stream, count in self._counted:
-            changed = changed or version(stream) != count
-        return changed
-
     def residuals(self) -> list[Tensor] | None:
         """What the blocks added, value by value; None if the plan does not fit this call."""
-        if self.first is None or (self._counted and self.overwritten):
+        for value, count in self._counted:
+            if value._version != count:
+                self.overwritten = True
+        if self.first is None or self.overwritten:
             return None
         return self.plan.residuals(self.first, self.values)
 

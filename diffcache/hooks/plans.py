@@ -33,6 +33,7 @@ class Plan:
         skipped: the blocks that do not run in a replay, with what they pass on.
         exits, last, calls, parts, passage: where the body ends.
         before: blocks that run before the body because what they add is listened to.
+        listens: the stream that they add it to.
     """
 
     entry: str
@@ -45,6 +46,7 @@ class Plan:
     parts: tuple[int, ...] = ()
     passage: Passage | None = field(default=None)
     before: int = 0
+    listens: str = ""
 
     @cached_property
     def edges(self) -> tuple[nn.Module, ...]:

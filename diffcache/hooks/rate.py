@@ -16,7 +16,7 @@ from ..predictors import TokenLayout
 from ..predictors.resting import waken
 from ..schedules import expected_change, transformation_rate
 from .anatomy import Anatomy
-from .batch import Batch, Batches
+from .batch import Batches
 from .cache import Cache, Holding, Moment
 from .forecast import Forecast
 from .forms import Form, counterparts, floating
@@ -140,7 +140,7 @@ class RateSite(OutputSite, Asking):
         return noise.dim() == len(shape) > 2 and noise.shape[0] == shape[0]
 
     def ask(self, run: Run, cache: RateCache, moment: Moment, judge: Judge) -> Answer:
-        batch = self.batches.of(run)
+        batch, again = self.batches.of(run)
         with without_gradients():
             inputs = self._inputs(run)
             drivers = self._drivers(inputs, counterparts(self.anatomy, inputs, cache.forms), cache.forms)
@@ -148,25 +148,24 @@ class RateSite(OutputSite, Asking):
             signals = [
                 expected_change(rate, *self._pair(x, old_x), waken(v, x.device)) for rate, x, old_x, (_, v) in parts
             ]
-        moved = judge(batch, signals)
+        moved = judge(again, batch, signals)
         if len(moved) == batch.size:
             return Answer(self.compute(run, cache, moment), 1.0, 1.0)
         rows, cost = batch.rows(moved), len(moved) / batch.size
         if moved and not batch.parted:
-            (whole, _), shown = batch.prove(rows, lambda part: (part(), []))
+            (whole, _), shown = batch.prove(again, rows, lambda part: (part(), []))
             if shown is None:
                 self._keep(run, whole, cache, moment)
                 return Answer(whole, 1.0, 1.0 + cost)
             cost += 1.0
         result = self.predict(run, cache, moment, frozenset())
         if moved:
-            result = self._compute_some(batch, rows, result, cache, moment)
+            result = self._compute_some(batch.part(again, rows), rows, result, cache, moment)
         cache.previous = cache.kept(drivers)
         return Answer(result, len(moved) / batch.size, cost)
 
-    def _compute_some(self, batch: Batch, rows: Rows, result: Any, cache: RateCache, moment: Moment) -> Any:
+    def _compute_some(self, run: Run, rows: Rows, result: Any, cache: RateCache, moment: Moment) -> Any:
         """The samples that moved by themselves, in the place of what was predicted for them."""
-        run = batch.part(rows)
         part = run()
         with without_gradients():
             seen = self._seen(run, part, cache.forms)
@@ -184,8 +183,8 @@ class RateSite(OutputSite, Asking):
             parts = zip(cache.forms, cache.predict(moment), bases, strict=True)
             return cache.template.rebuild([form.onto(difference, base) for form, difference, base in parts])
 
-    def hindrance(self, cache: Cache) -> str | None:
-        return super().hindrance(cache) or (None if cache.rates else "too few computed steps in this branch")
+    def hindrance(self, cache: Cache, step: int) -> str | None:
+        return super().hindrance(cache, step) or (None if cache.rates else "too few computed steps in this branch")
 
     def _inputs(self, run: Run) -> dict[str, Any]:
         inputs = self.anatomy.bind(run.args, run.keywords)

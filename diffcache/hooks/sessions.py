@@ -6,7 +6,7 @@ one of them caches, decides or counts is seen by another.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,20 +49,14 @@ class Session:
         clock: where its trajectory is.
         trajectories: numbers of those that ended.
         reason: why the last one predicted nothing.
+        progress: of each denoiser's hook.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.trajectories: deque[Stats] = deque(maxlen=_MOST_TRAJECTORIES)
         self.reason: str | None = None
-        self._progress: dict[Any, Progress] = {}
-
-    def progress(self, expert: Any) -> Progress:
-        """That of one denoiser's hook."""
-        found = self._progress.get(expert)
-        if found is None:
-            found = self._progress[expert] = Progress()
-        return found
+        self.progress: defaultdict[Any, Progress] = defaultdict(Progress)
 
 
 class Sessions:

@@ -21,8 +21,8 @@ from ..errors import UnsupportedModelError
 from .anatomy import inspect_denoiser
 from .cache import Cache, Moment
 from .copying import copy_plain
-from .denoiser import make_site
 from .handle import ATTRIBUTE
+from .making import make_site
 from .outputs import flatten
 from .recipe import Recipe
 

@@ -21,8 +21,8 @@ from .outputs import flatten
 from .recipe import Recipe
 
 Run = Callable[[], Any]
-#: a call's batch, and the signal of each of its samples -> those that are computed; reads the host once
-Judge = Callable[[Batch, Sequence[Tensor]], list[int]]
+#: a call, its batch, and the signal of each of its samples -> those that are computed; reads the host once
+Judge = Callable[[Run, Batch, Sequence[Tensor]], list[int]]
 
 
 class Site(ABC):
@@ -50,13 +50,9 @@ class Site(ABC):
     def prepare(self, caches: Sequence[Cache]) -> None:  # noqa: B027 - most sites have nothing left to do
         """Called when the branches that were computed in a step are known: set their outlooks."""
 
-    def hindrance(self, cache: Cache) -> str | None:
-        """Why nothing can be predicted although the schedule would, or None."""
+    def hindrance(self, cache: Cache, step: int) -> str | None:
+        """Why nothing can be predicted at a step although the schedule would, or None."""
         return None if cache.ready else "too few computed steps in this branch"
-
-    def hindrance_at(self, cache: Cache, step: int) -> str | None:
-        """The same of one step, for a site whose steps need different things."""
-        return self.hindrance(cache)
 
     def share(self, kinds: frozenset[str]) -> float:
         """Share of the blocks (or units) that run at a step that is not computed in full."""
@@ -192,9 +188,9 @@ class BodyOutput(ForecastSite):
     def learns(self, form: Any) -> bool:
         return super().learns(form) or self.body.plan is None
 
-    def hindrance(self, cache: Cache) -> str | None:
+    def hindrance(self, cache: Cache, step: int) -> str | None:
         known = self.body.plan is not None and cache.template is self.body.plan
-        return super().hindrance(cache) or (None if known else "the body was not captured")
+        return super().hindrance(cache, step) or (None if known else "the body was not captured")
 
     def install(self, model: nn.Module) -> None:
         self.body.install()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
-
-import torch
 
 from ..sizes import size_text
 
@@ -133,51 +130,3 @@ def _samples(count: int) -> str:
 def finite(number: float | None) -> float | None:
     """The number, or None where JSON has no word for it."""
     return number if number is not None and isfinite(number) else None
-
-
-class Mark:
-    """A point in time: of the host, or of the current CUDA stream (no synchronisation)."""
-
-    __slots__ = ("event", "host")
-
-    def __init__(self, device: torch.device) -> None:
-        self.event = _queued() if device.type == "cuda" else None
-        self.host = time.perf_counter()
-
-    def again(self) -> Mark:
-        """Now, on the same stream."""
-        mark = Mark.__new__(Mark)
-        mark.event, mark.host = _queued(), time.perf_counter()
-        return mark
-
-
-def _queued() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-class Stopwatch:
-    """Sum of seconds from marks to now; CUDA events are read only when the sum is asked for."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def lap(self, began: Mark) -> Mark:
-        """Add the time since ``began``; returns the mark of now, which may be the same object."""
-        if began.event is None:
-            before, began.host = began.host, time.perf_counter()
-            self._seconds += began.host - before
-            return began
-        now = began.again()
-        self._events.append((began.event, now.event))
-        return now
-
-    @property
-    def seconds(self) -> float:
-        for begin, end in self._events:
-            end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1000.0
-        self._events.clear()
-        return self._seconds

@@ -39,6 +39,15 @@ def named_tensors(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return tensors if [*likely] == [*tensors][: len(likely)] else {**likely, **tensors}
 
 
+def stream(block: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor argument of that name in a block's call, if there is one: one of :func:`named_tensors`."""
+    value = kwargs.get(name)
+    if value is None and args:
+        names = _parameters(type(block))
+        value = args[names.index(name)] if name in names[: len(args)] else None
+    return value if isinstance(value, Tensor) else None
+
+
 @torch.compiler.assume_constant_result
 def _parameters(block_class: type[nn.Module]) -> tuple[str, ...]:
     return _inspected(block_class)

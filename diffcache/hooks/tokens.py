@@ -227,11 +227,11 @@ class TokenSite(Site):
 
     # -- the rest of a site ----------------------------------------------------------------------------------------
 
-    def hindrance(self, cache: TokenCache) -> str | None:
+    def hindrance(self, cache: TokenCache, step: int) -> str | None:
         if not all(memory.intact for memory in cache.memories.values()):
             cache.forget()
             return "a stored result was written to by the model"
-        return super().hindrance(cache)
+        return super().hindrance(cache, step)
 
     def share(self, kinds: frozenset[str]) -> float:
         return self._share

@@ -168,12 +168,12 @@ class UnitSite(Site):
         for hook in (*self._hooks, *self._feeder_hooks):
             hook.port.close()
 
-    def hindrance(self, cache: UnitCache) -> str | None:
+    def hindrance(self, cache: UnitCache, step: int) -> str | None:
         fault = cache.fault
         if fault is not None:
             cache.drop()
             return fault
-        return super().hindrance(cache)
+        return super().hindrance(cache, step)
 
     def share(self, kinds: frozenset[str]) -> float:
         return sum(unit.kind in kinds for unit in self.units) / len(self.units)

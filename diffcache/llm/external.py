@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 
 import torch
 from torch import Tensor
 
-from ..hooks.stats import Mark, Stopwatch
+from ..hooks.instants import Instant, instants, seconds_between
 from ..kernels import merge_attention
 from .attention import attend_lse, attend_outside
 from .plan import External
@@ -37,13 +38,13 @@ class ExternalWork:
         computed, spared, inside: products of a query and a key, over heads, layers and sequences: outside the block,
             those of them that memory saved, and inside it.
         shares: mean weight of the part outside, of each layer of those forwards.
-        watch: time in computing it.
+        times: when computing it began and ended.
     """
 
     def __init__(self) -> None:
         self.forwards = self.computed = self.spared = self.inside = 0
         self.shares: list[Tensor] = []
-        self.watch = Stopwatch()
+        self.times: list[tuple[Instant, Instant]] = []
 
     @property
     def saved(self) -> float | None:
@@ -55,6 +56,11 @@ class ExternalWork:
         """The same, of the work outside and inside."""
         whole = self.spared + self.computed + self.inside
         return self.spared / whole if whole else None
+
+    @property
+    def seconds(self) -> float:
+        """Spent in computing it. Waits for a GPU."""
+        return sum(starmap(seconds_between, self.times))
 
     @property
     def share(self) -> float | None:
@@ -91,9 +97,10 @@ def merged(
         mask: as in :func:`diffcache.llm.attention.attend`.
     """
     q, k, v = qkv
-    began = Mark(q.device)
+    now = instants(q.device)
+    began = now()
     out, lse = _outside(ext, store, layer, qkv, scale, mask)
-    work.watch.lap(began)
+    work.times.append((began, now()))
     work.count(ext, layer, q, k.shape[2])
     first, last = ext.inner
     within = None if mask is None else mask[..., first:last]

@@ -133,5 +133,5 @@ class Tally:
             row_share=self.row_layers / max(self.dense * layers, 1), kv_bytes=self.kv_bytes,
             residual_bytes=self.residual_bytes, external_used=external.forwards,
             external_share=external.share, external_saved=external.saved, attention_saved=external.saved_of_all,
-            external_seconds=external.watch.seconds, guide_forwards=0, guide_rows=0, seconds=0.0,
+            external_seconds=external.seconds, guide_forwards=0, guide_rows=0, seconds=0.0,
         )  # fmt: skip

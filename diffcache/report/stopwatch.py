@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import starmap
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hooks.anatomy import find_denoisers
-from ..hooks.stats import Mark
+from ..hooks.instants import Instant, instants, seconds_between
 from ..media.runs import generate, synchronise
 from .data import Timing
 
@@ -23,31 +24,24 @@ class Calls:
     """Seconds of each denoiser call; CUDA events are read when they are asked for."""
 
     def __init__(self) -> None:
-        self._marks: list[tuple[Mark, Mark]] = []
-        self._began: Mark | None = None
+        self._times: list[tuple[Instant, Instant]] = []
+        self._began: Instant | None = None
 
     def begin(self, device: torch.device) -> None:
-        self._began = Mark(device)
+        self._began = instants(device)()
 
     def end(self, device: torch.device) -> None:
         if self._began is not None:
-            self._marks.append((self._began, Mark(device)))
+            self._times.append((self._began, instants(device)()))
         self._began = None
 
     @property
     def count(self) -> int:
-        return len(self._marks)
+        return len(self._times)
 
     @property
     def seconds(self) -> list[float]:
-        return [_between(*pair) for pair in self._marks]
-
-
-def _between(began: Mark, ended: Mark) -> float:
-    if began.event is None or ended.event is None:
-        return ended.host - began.host
-    ended.event.synchronize()
-    return began.event.elapsed_time(ended.event) / 1000.0
+        return list(starmap(seconds_between, self._times))
 
 
 @contextmanager

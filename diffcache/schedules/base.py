@@ -33,12 +33,17 @@ class Schedule:
     signal: str | None = None
     #: whether the rule reads :attr:`timesteps`
     wants_timesteps = False
+    _places = False  # whether it has a :meth:`placed` of its own
     #: what the rule compares with what it heard, or None
     threshold: float | None = None
 
     def __init__(self, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.warmup, self.cooldown, self.max_skip = warmup, cooldown, max_skip
         self.start(None)
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._places = cls.placed is not Schedule.placed
 
     def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
         """Begin a segment of ``total`` steps. An unknown total computes every step.
@@ -71,7 +76,11 @@ class Schedule:
 
     def wants_compute(self, step: int) -> bool:
         """The decision for ``step``, given all that was computed before it; not final where :meth:`undecided`."""
-        return self._must(step, self.last) or step >= self._until or self.placed(step)
+        if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
+            return True
+        if self.signal is not None and self.last < 0:
+            return True  # a signal is a change against something computed
+        return step - self.last > self.max_skip or step >= self._until or (self._places and self.placed(step))
 
     def undecided(self, step: int) -> bool:
         """Whether ``step`` is neither forced nor planned, so that :meth:`judge` decides it."""
@@ -103,9 +112,11 @@ class Schedule:
         ahead = step + 1
         if self.total is None or ahead < self.warmup:
             return 0
-        end = min(self.total - self.cooldown, ahead + self.max_skip)
-        if type(self).placed is Schedule.placed:  # it places none
-            return max(end, ahead) - step - 1
+        left = self.total - self.cooldown - ahead
+        reach = left if left < self.max_skip else self.max_skip
+        if not self._places:
+            return reach if reach > 0 else 0
+        end = ahead + reach
         while ahead < end and not self.placed_after(ahead, step):
             ahead += 1
         return ahead - step - 1
@@ -130,10 +141,3 @@ class Schedule:
             errors: for each branch, the relative error that the prediction for the computed step would have had; NaN
                 if there was none.
         """
-
-    def _must(self, step: int, last: int) -> bool:
-        if self.total is None or step < self.warmup or step >= self.total - self.cooldown:
-            return True
-        if self.signal is not None and last < 0:
-            return True  # a signal is a change against something computed
-        return step - last > self.max_skip
