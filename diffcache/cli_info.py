@@ -26,6 +26,7 @@ from .cli_options import (
     refuse_texts,
     refuse_without_method,
 )
+from .cli_stopping import load_torch
 from .errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def methods(
 
     With a name: its fields with defaults and meanings, and its presets. A field is set by --set FIELD=VALUE.
     """
+    load_torch()
     from .media.facts import describe_method
     from .media.terminal import say, tabulate
     from .methods import list_methods
@@ -99,6 +101,7 @@ def models(as_json: Json = False) -> None:
     """List the models known by name, and whether they are here. The embedded ones need no network."""
     from dataclasses import asdict
 
+    load_torch()
     from .media.facts import presence
     from .media.terminal import tabulate
     from .zoo import list_language_models, list_models
@@ -151,11 +154,13 @@ def info(
         refuse_pictures(model, height=height, width=width, frames=frames, image=image, guidance=guidance, steps=steps)
         _info_text(model, method, settings or [], prompt, lengths, dtype, as_json)
         return
-    from .media.facts import Subject
     from .media.request import Request, check_model
 
     entry = check_model(model)
     refuse_texts(model, **lengths)
+    load_torch()
+    from .media.facts import Subject
+
     request = Request(prompt, None, None, image, None, steps, 0, guidance, height, width, frames)
     if method is None:
         refuse_without_method(**request.options(), set=settings or None)
@@ -180,6 +185,8 @@ def _info_text(
 ) -> None:
     from .media.terminal import say, summarise, tabulate
     from .sizes import size_text
+
+    load_torch()
     from .text.facts import TextSubject
     from .text.request import TextRequest
 
@@ -252,6 +259,7 @@ def doctor(
 
     What is missing comes with the command that gets it. Exit code 1 only if something needed is broken.
     """
+    load_torch()
     if kernels:
         from .kernels.aot import compile_all, show
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffcache.cli_calibrate import _mark
+from diffcache.cli_options import Asked
 from diffcache.learn import read_calibration
-from diffcache.media.request import Request
 
 from .test_cli import forker, run  # noqa: F401 - fixtures
 
@@ -84,7 +84,7 @@ def test_the_quick_mode_is_a_part_of_the_work_and_settings_go_before_it(run, tmp
 
 
 def test_quick_and_full_calibrations_that_were_interrupted_do_not_share_a_file():
-    assert _mark(Request(), [0], quick=True) != _mark(Request(), [0], quick=False) != _mark(Request(), [1], quick=False)
+    assert _mark(Asked(), [0], True) != _mark(Asked(), [0], False) != _mark(Asked(), [1], False)
 
 
 def test_heads_of_a_language_model_are_calibrated(run, tmp_path):  # noqa: F811
