@@ -145,7 +145,8 @@ def info(
 ) -> None:
     """Show a model's anatomy, which methods work on it and why others do not, and the command that samples it.
 
-    With --method: how much memory that would hold, before anything is computed. Nothing is downloaded.
+    With --method: how much memory that would hold, before anything is computed, and what a calibration has found: its
+    plans or table, which steps are computed, whether levels helped. Nothing is downloaded.
     """
     from .zoo import is_language_model
 
@@ -165,13 +166,33 @@ def info(
     if method is None:
         refuse_without_method(**request.options(), set=settings or None)
     subject = Subject(model, entry, request, dtype)
-    estimate = None if method is None else subject.estimate(method, settings or [])
-    if as_json:
-        _print_json(subject.to_dict(estimate))
-    elif estimate is not None:
-        _show_estimate(subject, estimate)
+    if method is not None:
+        _info_method(subject, method, settings or [], as_json)
+    elif as_json:
+        _print_json(subject.to_dict())
     else:
         _show(subject)
+
+
+def _info_method(subject: Subject, method: str, settings: list[str], as_json: bool) -> None:
+    """What a method would hold, and what was measured for it."""
+    from .cli_tables import find_table, no_table
+    from .media.session import method_config
+    from .media.terminal import say, summarise
+
+    estimate = subject.estimate(method, settings)
+    config = method_config(method, settings, subject.entry)
+    table = find_table(subject, config)
+    if as_json:
+        _print_json({**subject.to_dict(estimate), "table": table and table.to_dict()})
+        return
+    _show_estimate(subject, estimate)
+    if table is not None:
+        summarise(f"\n{table.title}", table.facts())
+        if table.decisions():
+            say("Decisions: F computes a step, p some of its tokens, c predicts it. What a guard adds comes on top.")
+    elif lacking := no_table(subject, config):
+        say(f"\n{lacking}")
 
 
 def _info_text(

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from PIL import Image
 import diffcache
 from diffcache import cli
 from diffcache.cli_stopping import NOTHING, StoppedError, kept_answers, stoppable
+from diffcache.schedules.files import read_calibration, write_calibration
 from diffcache.zoo import list_language_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 
@@ -210,6 +211,28 @@ def test_info_with_a_method_estimates_what_a_run_holds(run):
     assert told["cached_bytes"] == sum(s.cached_bytes for s in pipe.diffcache.stats().segments)
     answer = run("info", "tiny-dit", *arguments)
     assert "of its weights" in answer.out
+
+
+def test_info_with_a_method_says_what_its_table_holds(run, tmp_path):
+    answer = run("info", "tiny-dit", "--method", "auto:speedup=4")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(r"levels +none was looked at", answer.out)
+    assert re.search(r"4.26x +11 of 50 computed: 42.7 dB", answer.out)
+    decisions = re.search(r"decisions +([Fpc]{50})\n", answer.out).group(1)
+    assert decisions.count("F") == 11
+    known = read_calibration(load_pipeline("tiny-dit").calibrations["auto"])
+    ((name, expert),) = known.experts.items()
+    for plans, expected in ((0, "no level helped"), (2, "helped: some plans compute a share")):
+        facts = {**expert.facts, "levels": [{"share": 0.25, "time": 1.08, "left": 0.88, "plans": plans}]}
+        write_calibration(replace(known, experts={name: replace(expert, facts=facts)}), tmp_path / "a.safetensors")
+        told = json.loads(run("info", "tiny-dit", "--method", "auto", "--set", "schedule=a.safetensors", "--json").out)
+        assert told["table"]["facts"]["levels"].startswith(expected)
+        assert told["table"]["facts"]["a quarter of the tokens"].startswith("1.08 of a step's time")
+    answer = run("info", "tiny-dit", "--method", "auto", "--set", "schedule=a.safetensors", "--steps", "9")
+    assert (answer.code, "steps: made for 50, but here it is 9" in answer.line) == (2, True)
+    assert (
+        "diffcache calibrate --model tiny-wan --method magcache" in run("info", "tiny-wan", "--method", "magcache").out
+    )
 
 
 def test_info_of_a_model_that_is_not_here(run):
