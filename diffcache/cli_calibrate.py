@@ -124,7 +124,7 @@ def calibrate(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
         [*describe(found), ("written to", str(target))],
     )
-    say(f"use it: {_use(session, target, found)}")
+    say(f"use it: {_use(session, target, found, asked)}")
 
 
 def _mark(*given: Any) -> str:
@@ -142,8 +142,7 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _use(session: Session, target: Path, found: Calibration) -> str:
+def _use(session: Session, target: Path, found: Calibration, asked: Asked) -> str:
     words = ["diffcache", "sample", "--model", session.model, "--method", found.method, "--schedule", str(target)]
-    words += ["--prompt", session.request.prompt] if session.request.prompt else []
     # as asked for: samplers with two calls a step run more than that
-    return shlex.join([*words, "--steps", str(session.call.steps), "--compare"])
+    return shlex.join([*words, *asked.words, "--steps", str(session.call.steps), "--compare"])

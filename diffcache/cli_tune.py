@@ -69,5 +69,5 @@ def tune(
     if not found.reached:
         say(f"not reached on the other seeds: {target}; more seeds of the search (--seeds) make it safer")
         raise typer.Exit(1)
-    words = ["diffcache", "sample", "--model", session.model, "--method", str(path)]
+    words = ["diffcache", "sample", "--model", session.model, "--method", str(path), *asked.words]
     say(f"use it: {shlex.join([*words, '--steps', str(session.call.steps), '--compare'])}")
