@@ -161,13 +161,26 @@ def sample(
     load_torch()  # not before everything light is checked
     from .media.session import open_session
 
-    settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
     chosen = "worldcache" if method is None else method
+    if schedule is not None:
+        _check_calibrated(chosen)
+    settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
     session = open_session(model, chosen, settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
     summarise(session.headline, [*facts, ("written to", str(target))])
+
+
+def _check_calibrated(method: str) -> None:
+    """Raises ConfigError where a method is known to take no schedule file."""
+    from .methods import list_methods
+    from .methods.describe import needs_calibration
+
+    known, name = list_methods("denoiser"), method.partition(":")[0]
+    if name in known and not needs_calibration(known[name]):
+        able = ", ".join(n for n, config in known.items() if needs_calibration(config))
+        raise ConfigError(f"schedule: {name} takes no schedule file; methods that do: {able}")
 
 
 def _sample(session: Session, target: Path, fps: float) -> Facts:
@@ -274,6 +287,8 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[int, str]:
     message = " ".join(str(error).split())
     if hasattr(error, "format_message"):
         return 2, _usage(error, arguments)
+    if isinstance(error, ScheduleFileError) and message.endswith(("damaged", "not a schedule of diffcache")):
+        return 2, f"{message}; must be a file that diffcache calibrate wrote"
     if isinstance(error, (ConfigError, ScheduleFileError, UnsupportedModelError)):
         return 2, message
     if type(error).__name__ == "ModelNotAvailableError":
