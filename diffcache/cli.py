@@ -291,6 +291,12 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[int, str]:
         return 2, f"{message}; must be a file that diffcache calibrate wrote"
     if isinstance(error, (ConfigError, ScheduleFileError, UnsupportedModelError)):
         return 2, message
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0].replace("_", "-")
+        return (
+            1,
+            f"the package {package} is not installed: pip install {package} (diffcache doctor shows what is missing)",
+        )
     if type(error).__name__ == "ModelNotAvailableError":
         return 1, message
     if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate" in message.lower():

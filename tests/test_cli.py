@@ -400,6 +400,11 @@ def test_a_hub_model_without_network_names_the_embedded_one(run):
     ("error", "code", "expected"),
     [
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), 1, "error: out of memory"),
+        (
+            ModuleNotFoundError("none", name="cache_dit.x"),
+            1,
+            "error: the package cache-dit is not installed: pip install",
+        ),
         (MemoryError(), 1, "error: out of memory"),
         (RuntimeError("two\nlines"), 1, "error: RuntimeError: two lines (--debug shows where)"),
         (diffcache.UnsupportedModelError("no blocks"), 2, "error: no blocks"),
