@@ -145,8 +145,9 @@ def info(
 ) -> None:
     """Show a model's anatomy, which methods work on it and why others do not, and the command that samples it.
 
-    With --method: how much memory that would hold, before anything is computed, and what a calibration has found: its
-    plans or table, which steps are computed, whether levels helped. Nothing is downloaded.
+    With --method: how much memory that would hold, before anything is computed. Nothing is downloaded.
+
+    Of a calibrated method also what its table says: plans, which steps are computed, whether levels helped.
     """
     from .zoo import is_language_model
 
