@@ -32,6 +32,7 @@ from .cli_options import (
 )
 from .cli_report import EPILOG as REPORT_EPILOG
 from .cli_report import report
+from .cli_stopping import NOTHING, StoppedError, load_torch
 from .cli_tune import EPILOG as TUNE_EPILOG
 from .cli_tune import tune
 from .errors import ConfigError, ScheduleFileError, UnsupportedModelError
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from .media.session import Session
 
 Facts = list[tuple[str, str]]
+#: exit code after Ctrl-C
+STOPPED = 130
 
 app = typer.Typer(
     name="diffcache",
@@ -155,15 +158,29 @@ def sample(
     refuse_texts(model, **decoding.options, problem=problem, prompts=prompts, resume=resume)
     request = asked.request(steps, seed)
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
-    from .media.session import open_session  # loads torch: not before everything light is checked
+    load_torch()  # not before everything light is checked
+    from .media.session import open_session
 
-    settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
     chosen = "worldcache" if method is None else method
+    if schedule is not None:
+        _check_calibrated(chosen)
+    settings = [*(settings or []), *([f"schedule={json.dumps(str(schedule))}"] if schedule else [])]
     session = open_session(model, chosen, settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
     facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
     summarise(session.headline, [*facts, ("written to", str(target))])
+
+
+def _check_calibrated(method: str) -> None:
+    """Raises ConfigError where a method is known to take no schedule file."""
+    from .methods import list_methods
+    from .methods.describe import needs_calibration
+
+    known, name = list_methods("denoiser"), method.partition(":")[0]
+    if name in known and not needs_calibration(known[name]):
+        able = ", ".join(n for n, config in known.items() if needs_calibration(config))
+        raise ConfigError(f"schedule: {name} takes no schedule file; methods that do: {able}")
 
 
 def _sample(session: Session, target: Path, fps: float) -> Facts:
@@ -212,14 +229,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
     try:
         code = _run(arguments)
-    except KeyboardInterrupt:
-        code = 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _no_reader()
         code = 0
+    except StoppedError as stopped:
+        code = _stop(str(stopped))
+    except KeyboardInterrupt:
+        code = _stop(NOTHING)
     except Exception as error:
-        if type(error).__name__ == "Abort":
-            sys.exit(130)
+        if type(error).__name__ == "Abort":  # what older ones make of it
+            sys.exit(_stop(NOTHING))
         if state["debug"]:
             raise
         code, text = _explain(error, sys.argv[1:] if arguments is None else arguments)
@@ -227,9 +246,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+def _stop(text: str) -> int:
+    exec("")  # an interruption in another exec() leaves a mark by which python -m would end by a signal, not by a code
+    print(f"interrupted: {text}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # Ctrl-C has ended the reader as well
+        _no_reader()
+    return STOPPED
+
+
+def _no_reader() -> None:
+    """What is still to be printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(arguments: list[str] | None) -> int:
     _quiet()
     code = app(args=arguments, prog_name="diffcache", standalone_mode=False)
+    if code == STOPPED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
@@ -251,8 +287,16 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[int, str]:
     message = " ".join(str(error).split())
     if hasattr(error, "format_message"):
         return 2, _usage(error, arguments)
+    if isinstance(error, ScheduleFileError) and message.endswith(("damaged", "not a schedule of diffcache")):
+        return 2, f"{message}; must be a file that diffcache calibrate wrote"
     if isinstance(error, (ConfigError, ScheduleFileError, UnsupportedModelError)):
         return 2, message
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0].replace("_", "-")
+        return (
+            1,
+            f"the package {package} is not installed: pip install {package} (diffcache doctor shows what is missing)",
+        )
     if type(error).__name__ == "ModelNotAvailableError":
         return 1, message
     if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate" in message.lower():

@@ -6,17 +6,17 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from zlib import crc32
 
 import typer
 
 from .cli_options import Asked, Model, Settings, asks
+from .cli_stopping import kept_calibration, load_torch, stoppable
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .learn import Calibration
-    from .media.request import Request
     from .media.session import Session
 
 SUFFIX = ".safetensors"
@@ -99,7 +99,8 @@ def calibrate(
     check_model(model)
     request = asked.request(steps)
     target = check_target(out or Path("out") / f"{short_name(model)}-{method}{SUFFIX}", (SUFFIX,))
-    from .learn import describe, make_calibrator, write_calibration  # loads torch: not before what is light is checked
+    load_torch()  # not before everything light is checked
+    from .learn import describe, make_calibrator, write_calibration
     from .media.runs import generate
     from .media.session import calls_of, open_session, read_fields
 
@@ -109,25 +110,26 @@ def calibrate(
     if quick and not calibrator.quick:
         say(calibrator.no_quick)
     wanted = wanted or read_seeds((quick and calibrator.quick_seeds) or calibrator.seeds)
-    session = open_session(model, method, [], request, asked.dtype, asked.device)
-    for note in session.call.notes:
-        say(note)
-    with StepProgress(console()) as progress:
-        calls = calls_of(session, wanted)
-        runs = [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
-        kept = target.with_suffix(f".{_mark(request, wanted, quick)}{KEPT}")
-        found = calibrator.measure(session.pipe, runs, progress, kept)
-    write_calibration(found, target)
+    kept = target.with_suffix(f".{_mark(model, method, settings, degree, budget, asked, steps, wanted, quick)}{KEPT}")
+    with stoppable(partial(kept_calibration, kept)):
+        session = open_session(model, method, [], request, asked.dtype, asked.device)
+        for note in session.call.notes:
+            say(note)
+        with StepProgress(console()) as progress:
+            calls = calls_of(session, wanted)
+            runs = [partial(generate, arguments=call.arguments, seed=seed) for seed, call in calls.items()]
+            found = calibrator.measure(session.pipe, runs, progress, kept)
+        write_calibration(found, target)
     summarise(
         f"{session.name} · {method} · {found.steps} steps · {found.sampler}",
         [*describe(found), ("written to", str(target))],
     )
-    say(f"use it: {_use(session, target, found)}")
+    say(f"use it: {_use(session, target, found, asked)}")
 
 
-def _mark(request: Request, seeds: list[int], quick: bool) -> str:
+def _mark(*given: Any) -> str:
     """Tells apart what interrupted calibrations of one file name were about."""
-    return f"{crc32(repr((request, seeds, quick)).encode()):08x}"
+    return f"{crc32(repr(given).encode()):08x}"
 
 
 def read_seeds(text: str) -> list[int]:
@@ -140,8 +142,7 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _use(session: Session, target: Path, found: Calibration) -> str:
+def _use(session: Session, target: Path, found: Calibration, asked: Asked) -> str:
     words = ["diffcache", "sample", "--model", session.model, "--method", found.method, "--schedule", str(target)]
-    words += ["--prompt", session.request.prompt] if session.request.prompt else []
     # as asked for: samplers with two calls a step run more than that
-    return shlex.join([*words, "--steps", str(session.call.steps), "--compare"])
+    return shlex.join([*words, *asked.words, "--steps", str(session.call.steps), "--compare"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import Asked
+from .cli_stopping import load_torch
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def calibrate_heads(
     Raises:
         ConfigError: an argument is wrong, or one of ``others``, which other calibrations have, was given.
     """
+    load_torch()
     from .learn import describe, make_calibrator, write_calibration
     from .media.request import short_name
     from .media.session import hide_bars, read_device, read_dtype, read_fields

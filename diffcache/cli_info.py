@@ -26,6 +26,7 @@ from .cli_options import (
     refuse_texts,
     refuse_without_method,
 )
+from .cli_stopping import load_torch
 from .errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def methods(
 
     With a name: its fields with defaults and meanings, and its presets. A field is set by --set FIELD=VALUE.
     """
+    load_torch()
     from .media.facts import describe_method
     from .media.terminal import say, tabulate
     from .methods import list_methods
@@ -99,6 +101,7 @@ def models(as_json: Json = False) -> None:
     """List the models known by name, and whether they are here. The embedded ones need no network."""
     from dataclasses import asdict
 
+    load_torch()
     from .media.facts import presence
     from .media.terminal import tabulate
     from .zoo import list_language_models, list_models
@@ -143,6 +146,8 @@ def info(
     """Show a model's anatomy, which methods work on it and why others do not, and the command that samples it.
 
     With --method: how much memory that would hold, before anything is computed. Nothing is downloaded.
+
+    Of a calibrated method also what its table says: plans, which steps are computed, whether levels helped.
     """
     from .zoo import is_language_model
 
@@ -151,22 +156,44 @@ def info(
         refuse_pictures(model, height=height, width=width, frames=frames, image=image, guidance=guidance, steps=steps)
         _info_text(model, method, settings or [], prompt, lengths, dtype, as_json)
         return
-    from .media.facts import Subject
     from .media.request import Request, check_model
 
     entry = check_model(model)
     refuse_texts(model, **lengths)
+    load_torch()
+    from .media.facts import Subject
+
     request = Request(prompt, None, None, image, None, steps, 0, guidance, height, width, frames)
     if method is None:
         refuse_without_method(**request.options(), set=settings or None)
     subject = Subject(model, entry, request, dtype)
-    estimate = None if method is None else subject.estimate(method, settings or [])
-    if as_json:
-        _print_json(subject.to_dict(estimate))
-    elif estimate is not None:
-        _show_estimate(subject, estimate)
+    if method is not None:
+        _info_method(subject, method, settings or [], as_json)
+    elif as_json:
+        _print_json(subject.to_dict())
     else:
         _show(subject)
+
+
+def _info_method(subject: Subject, method: str, settings: list[str], as_json: bool) -> None:
+    """What a method would hold, and what was measured for it."""
+    from .cli_tables import find_table, no_table
+    from .media.session import method_config
+    from .media.terminal import say, summarise
+
+    estimate = subject.estimate(method, settings)
+    config = method_config(method, settings, subject.entry)
+    table = find_table(subject, config)
+    if as_json:
+        _print_json({**subject.to_dict(estimate), "table": table and table.to_dict()})
+        return
+    _show_estimate(subject, estimate)
+    if table is not None:
+        summarise(f"\n{table.title}", table.facts())
+        if table.decisions():
+            say("Decisions: F computes a step, p some of its tokens, c predicts it. What a guard adds comes on top.")
+    elif lacking := no_table(subject, config):
+        say(f"\n{lacking}")
 
 
 def _info_text(
@@ -180,6 +207,8 @@ def _info_text(
 ) -> None:
     from .media.terminal import say, summarise, tabulate
     from .sizes import size_text
+
+    load_torch()
     from .text.facts import TextSubject
     from .text.request import TextRequest
 
@@ -252,6 +281,7 @@ def doctor(
 
     What is missing comes with the command that gets it. Exit code 1 only if something needed is broken.
     """
+    load_torch()
     if kernels:
         from .kernels.aot import compile_all, show
 

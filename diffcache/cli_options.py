@@ -93,6 +93,12 @@ class Asked:
         """Without where it runs."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("dtype", "device")}
 
+    @property
+    def words(self) -> list[str]:
+        """As they were given, for a command that does the same again."""
+        given = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
     def request(self, steps: int | None, seed: int = 0) -> Request:
         """As a request; raises ConfigError where a number is out of range."""
         from .media.request import Request

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_options import LANGUAGE, Asked, Decoding, Model, Steps, asks, refuse_pictures, refuse_texts
+from .cli_stopping import KeptReport, load_torch, stoppable
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -133,12 +134,13 @@ def _report_pictures(model: str, methods: str | None, shared: dict[str, Any], as
     from .media.terminal import StepProgress, console, say, summarise
 
     check_model(model)
+    load_torch()
     from .report import losses, run
 
     before = against.load()
     options = {name: value for name, value in asked.content.items() if value is not None}
     place = {"dtype": asked.dtype, "device": asked.device}
-    with StepProgress(console()) as progress:
+    with stoppable(_kept(shared, "dense", "seed")), StepProgress(console()) as progress:
         found = run(model, methods, **shared, **options, **place, on_step=progress, say=say, command=_command())
     title = f"{found.model.name}, {found.settings.steps} steps, {len(found.dense)} seeds"
     summarise(title, _facts(found, shared["out"]))
@@ -148,12 +150,14 @@ def _report_pictures(model: str, methods: str | None, shared: dict[str, Any], as
 
 def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked: Asked, against: _Against) -> None:
     from .media.terminal import StepProgress, console, say, summarise, tabulate
+
+    load_torch()
     from .report.language import TextReport, run, text_losses
     from .report.language.table import COLUMNS, facts, rows
 
     before = against.load(TextReport)
     place = {"dtype": asked.dtype, "device": asked.device}
-    with StepProgress(console(), "") as progress:
+    with stoppable(_kept(shared, "asked", "prompt")), StepProgress(console(), "") as progress:
         found = run(model, methods, **shared, **place, on_prompt=progress, say=say, command=_command())
     tabulate(COLUMNS, rows(found))
     target = shared["out"]
@@ -161,6 +165,12 @@ def _report_text(model: str, methods: str | None, shared: dict[str, Any], asked:
     summarise(f"{found.model.name}, {len(found.asked)} prompts", [*facts(found), *written])
     if before is not None:
         against.judge(text_losses(found, before, against.tolerance))
+
+
+def _kept(shared: dict[str, Any], samples: str, unit: str) -> KeptReport:
+    from .report.data import DATA
+
+    return KeptReport(shared["out"] / DATA, samples, unit, shared["resume"], shared["overwrite"])
 
 
 def _command() -> str:

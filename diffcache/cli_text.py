@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import Asked, Decoding, refuse_pictures
+from .cli_stopping import kept_answers, load_torch, stoppable
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,14 +44,17 @@ def sample_text(wanted: TextSample, asked: Asked, decoding: Decoding) -> None:
 
     request = TextRequest(steps=wanted.steps, seed=wanted.seed, guidance=asked.guidance, **decoding.options)
     target = _target(wanted)
+    load_torch()
     from .text import open_text
     from .text.prompts import read_prompts
 
     prompts = [_prompt(wanted, asked.prompt)] if wanted.prompts is None else read_prompts(wanted.prompts)
-    session = open_text(wanted.model, wanted.method, wanted.settings, request, asked.dtype, asked.device)
+    opened = partial(open_text, wanted.model, wanted.method, wanted.settings, request, asked.dtype, asked.device)
     if wanted.prompts is not None:
-        _answer_file(session, prompts, target, wanted.resume)
+        with stoppable(partial(kept_answers, target, len(prompts), wanted.resume)):
+            _answer_file(opened(), prompts, target, wanted.resume)
         return
+    session = opened()
     _warn(session, prompts[0])
     if wanted.compare:
         _compare(session, prompts[0], wanted.repeats, target)

@@ -10,6 +10,7 @@ import typer
 
 from .cli_calibrate import read_seeds
 from .cli_options import Asked, Model, Settings, Steps, asks
+from .cli_stopping import load_torch
 from .errors import ConfigError
 
 EPILOG = (
@@ -51,7 +52,8 @@ def tune(
     request = asked.request(steps)
     name = f"{short_name(model)}-{method.partition(':')[0]}.yaml"
     path = check_target(out or Path("out") / name, (".yaml", ".yml"))
-    from .learn.tuning import Target, Tuner  # loads torch: not before everything light is checked
+    load_torch()  # not before everything light is checked
+    from .learn.tuning import Target, Tuner
     from .media.session import calls_of, open_session
 
     wanted = Target.read(target)
@@ -67,5 +69,5 @@ def tune(
     if not found.reached:
         say(f"not reached on the other seeds: {target}; more seeds of the search (--seeds) make it safer")
         raise typer.Exit(1)
-    words = ["diffcache", "sample", "--model", session.model, "--method", str(path)]
+    words = ["diffcache", "sample", "--model", session.model, "--method", str(path), *asked.words]
     say(f"use it: {shlex.join([*words, '--steps', str(session.call.steps), '--compare'])}")

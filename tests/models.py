@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -27,8 +28,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
 
 from diffcache import denoising
+from diffcache.zoo.wan import make_tokenizer
 
 TEXT = 16
 
@@ -308,6 +311,26 @@ def wan_two_experts(seed: int = 0, boundary: float = 0.6) -> WanPipeline:
             boundary_ratio=boundary,
         )
     )
+
+
+def wan_whole(**experts: Any) -> WanPipeline:
+    """With a tokenizer, a text encoder and a VAE; ``experts`` are its denoisers, and where they take turns."""
+    tokenizer = make_tokenizer()
+    sizes = dict(d_model=TEXT, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with seeded(0):
+        text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)).eval()
+        vae = AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ).eval()
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    parts = dict(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler)
+    return _quiet(WanPipeline(**parts, **experts))
 
 
 def run_wan(pipe: WanPipeline, steps: int = 12, *, seed: int = 0, size: int = 2, guidance: float = 3.0, **more: Any):

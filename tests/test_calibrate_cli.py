@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffcache.cli_calibrate import _mark
+from diffcache.cli_options import Asked
 from diffcache.learn import read_calibration
-from diffcache.media.request import Request
 
 from .test_cli import forker, run  # noqa: F401 - fixtures
 
@@ -84,7 +84,7 @@ def test_the_quick_mode_is_a_part_of_the_work_and_settings_go_before_it(run, tmp
 
 
 def test_quick_and_full_calibrations_that_were_interrupted_do_not_share_a_file():
-    assert _mark(Request(), [0], quick=True) != _mark(Request(), [0], quick=False) != _mark(Request(), [1], quick=False)
+    assert _mark(Asked(), [0], True) != _mark(Asked(), [0], False) != _mark(Asked(), [1], False)
 
 
 def test_heads_of_a_language_model_are_calibrated(run, tmp_path):  # noqa: F811
@@ -130,7 +130,11 @@ def test_a_file_for_something_else_is_refused_with_one_line(run, schedule, tmp_p
         "steps: made for 8, but here it is 6": ("--model", "tiny-wan", "--steps", "6", "--method", "magcache"),
         "method: made for magcache, but here it is teacache": (*WAN, "--method", "teacache"),
         "model: made for WanTransformer3DModel, but here it is CogVideoX": ("--steps", "8", "--method", "magcache"),
-        "unknown field 'schedule'": (*WAN, "--method", "worldcache"),
+        "schedule: worldcache takes no schedule file; methods that do: auto": (
+            *WAN,
+            "--method",
+            "worldcache",
+        ),
     }
     for wanted, arguments in cases.items():
         answer = run("sample", *arguments, "--schedule", str(schedule), "--out", "a.png")

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from PIL import Image
 
 import diffcache
 from diffcache import cli
+from diffcache.cli_stopping import NOTHING, StoppedError, kept_answers, stoppable
+from diffcache.schedules.files import read_calibration, write_calibration
 from diffcache.zoo import list_language_models, load_pipeline
 from diffcache.zoo.loading import WEIGHTS
 
@@ -31,8 +33,9 @@ ENVIRONMENT = {
 # Importing torch and diffusers takes seconds, so one process does it and forks for every command line. Each command
 # still runs in a process of its own, with its own streams and exit code.
 FORKER = """
-import gc, json, os, sys, traceback
+import gc, json, os, signal, sys, time, traceback
 from diffcache import cli
+from diffcache.cli_stopping import NOTHING, StoppedError, kept_answers, stoppable
 import diffcache.media.runs, diffcache.media.session, diffcache.media.terminal, diffcache.zoo.world
 import diffusers.loaders, torchmetrics.functional.image
 gc.freeze()
@@ -53,7 +56,15 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # taking all of torch down again would cost a second each time
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    ended, state = 0, 0
+    while job["interrupt"] and not ended and job["interrupt"] not in open(job["streams"][0]).read():
+        time.sleep(0.002)
+        ended, state = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        if job["interrupt"]:
+            os.kill(child, signal.SIGINT)
+        state = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(state), flush=True)
 """
 
 
@@ -88,15 +99,21 @@ def forker():
 
 @pytest.fixture
 def run(forker, tmp_path):
-    def call(*arguments: str) -> Answer:
+    def call(*arguments: str, interrupt: str = "") -> Answer:
+        """``interrupt``: what is printed when the process gets Ctrl-C."""
         if forker is None:
+            if interrupt:
+                pytest.skip("needs os.fork")
             return direct(*arguments, folder=tmp_path)
-        streams = [str(tmp_path / name) for name in (".stdout", ".stderr")]
-        job = {"folder": str(tmp_path), "arguments": arguments, "streams": streams}
+        streams = [tmp_path / name for name in (".stdout", ".stderr")]
+        for stream in streams:
+            stream.write_text("")
+        job = {"folder": str(tmp_path), "arguments": arguments, "streams": list(map(str, streams))}
+        job["interrupt"] = interrupt
         forker.stdin.write(json.dumps(job) + "\n")
         forker.stdin.flush()
         code = int(forker.stdout.readline())
-        return Answer(code, *(Path(s).read_text(encoding="utf-8") for s in streams))
+        return Answer(code, *(stream.read_text(encoding="utf-8") for stream in streams))
 
     return call
 
@@ -194,6 +211,28 @@ def test_info_with_a_method_estimates_what_a_run_holds(run):
     assert told["cached_bytes"] == sum(s.cached_bytes for s in pipe.diffcache.stats().segments)
     answer = run("info", "tiny-dit", *arguments)
     assert "of its weights" in answer.out
+
+
+def test_info_with_a_method_says_what_its_table_holds(run, tmp_path):
+    answer = run("info", "tiny-dit", "--method", "auto:speedup=4")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(r"levels +none was looked at", answer.out)
+    assert re.search(r"4.26x +11 of 50 computed: 42.7 dB", answer.out)
+    decisions = re.search(r"decisions +([Fpc]{50})\n", answer.out).group(1)
+    assert decisions.count("F") == 11
+    known = read_calibration(load_pipeline("tiny-dit").calibrations["auto"])
+    ((name, expert),) = known.experts.items()
+    for plans, expected in ((0, "no level helped"), (2, "helped: some plans compute a share")):
+        facts = {**expert.facts, "levels": [{"share": 0.25, "time": 1.08, "left": 0.88, "plans": plans}]}
+        write_calibration(replace(known, experts={name: replace(expert, facts=facts)}), tmp_path / "a.safetensors")
+        told = json.loads(run("info", "tiny-dit", "--method", "auto", "--set", "schedule=a.safetensors", "--json").out)
+        assert told["table"]["facts"]["levels"].startswith(expected)
+        assert told["table"]["facts"]["a quarter of the tokens"].startswith("1.08 of a step's time")
+    answer = run("info", "tiny-dit", "--method", "auto", "--set", "schedule=a.safetensors", "--steps", "9")
+    assert (answer.code, "steps: made for 50, but here it is 9" in answer.line) == (2, True)
+    assert (
+        "diffcache calibrate --model tiny-wan --method magcache" in run("info", "tiny-wan", "--method", "magcache").out
+    )
 
 
 def test_info_of_a_model_that_is_not_here(run):
@@ -361,10 +400,15 @@ def test_a_hub_model_without_network_names_the_embedded_one(run):
     ("error", "code", "expected"),
     [
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), 1, "error: out of memory"),
+        (
+            ModuleNotFoundError("none", name="cache_dit.x"),
+            1,
+            "error: the package cache-dit is not installed: pip install",
+        ),
         (MemoryError(), 1, "error: out of memory"),
         (RuntimeError("two\nlines"), 1, "error: RuntimeError: two lines (--debug shows where)"),
         (diffcache.UnsupportedModelError("no blocks"), 2, "error: no blocks"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted: nothing was written; the same command begins anew"),
     ],
 )
 def test_failures_are_one_line(monkeypatch, capsys, error, code, expected):
@@ -377,7 +421,61 @@ def test_failures_are_one_line(monkeypatch, capsys, error, code, expected):
     assert stop.value.code == code
     err = capsys.readouterr().err
     assert err.startswith(expected)
-    assert err.count("\n") == bool(expected)
+    assert err.count("\n") == 1
+
+
+DIT = ("--model", "tiny-dit", "--steps", "4")
+INTERRUPTED = {
+    "sample": (
+        ["sample", "--model", "tiny-wan", "--steps", "4", "--compare", "--repeats", "9"],
+        "warm-up 1/2",
+        "nothing was written; the same command begins anew",
+    ),
+    "calibrate": (
+        ["calibrate", *DIT, "--method", "auto"],
+        "dense run 2/8",
+        r"kept in out/tiny-dit-auto\.\w+\.partial: what is measured so far; the same command goes on from there",
+    ),
+    "calibrate by plain runs": (
+        ["calibrate", "--model", "tiny-wan", "--steps", "4", "--method", "magcache", "--seeds", "0,1,2,3,4,5,6,7"],
+        "dense run 1/8",
+        "nothing was written; the same command begins anew",
+    ),
+    "report": (
+        ["report", *DIT, "--methods", "none"],
+        "seed 2/8",
+        "kept in out/report-tiny-dit: 1 seed; the same command with --resume goes on from there",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_ctrl_c_says_in_one_line_what_is_kept(run, case, tmp_path):
+    arguments, begun, expected = INTERRUPTED[case]
+    answer = run(*arguments, interrupt=begun)
+    assert (answer.code, answer.err.count("\n")) == (130, 1)
+    assert re.match(f"interrupted: {expected}", answer.err)
+    assert ("kept in" in expected) == bool(list(tmp_path.glob("out/*")))
+
+
+def test_what_was_kept_at_ctrl_c_is_not_done_again(run, tmp_path):
+    arguments, *_ = INTERRUPTED["calibrate"]
+    assert run(*arguments, interrupt="dense run 2/8").code == 130
+    answer = run(*arguments, interrupt="dense run 4/8")
+    assert answer.code == 130
+    assert "dense run 1/8" not in answer.out
+    assert len(list(tmp_path.glob("out/*"))) == 1
+
+
+def test_answers_are_kept_at_ctrl_c(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    for text, expected in (
+        ("", NOTHING),
+        ('{}\n{}\n{"cut', f"kept in {path}: 2 of 9 answers; the same command with --r"),
+    ):
+        path.write_text(text)
+        with pytest.raises(StoppedError, match=re.escape(expected)), stoppable(lambda: kept_answers(path, 9, False)):
+            raise KeyboardInterrupt
 
 
 def test_debug_shows_the_traceback(run):

@@ -285,7 +285,7 @@ def test_costs_and_what_is_left_are_measured_and_dear_levels_are_dropped(bench):
     dear = Levels(bench, (0.5,), 3, dear=0.0)
     assert dear.findings[0].time > 0.0
     assert (dear.findings[0].left, dear.offer) == (None, None)
-    assert told(dear.facts)[0][1].endswith("of a step's time: not used")
+    assert told(dear.facts)[1][1].endswith("of a step's time: not used")
     looked_at = Levels(bench, (0.5,), 3, dear=inf)
     assert 0.0 < looked_at.findings[0].left < 1.0  # on random weights, which are hard to predict
     assert looked_at.offer.levels[0].price > 0.0

@@ -7,49 +7,23 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
-    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FluxImg2ImgPipeline,
     Ideogram4Pipeline,
-    WanPipeline,
 )
-from diffusers import UniPCMultistepScheduler as UniPC
 from diffusers.image_processor import VaeImageProcessor
-from transformers import UMT5Config, UMT5EncoderModel
 
 from diffcache import accelerate_pipeline
-from diffcache.zoo.wan import make_tokenizer
 
 from .composing import SITES
 from .denoisers import DENOISERS
-from .models import TEXT, decisions, flux, normal, run_wan, seeded, wan, wan_pipeline
+from .models import TEXT, decisions, flux, normal, run_wan, seeded, wan, wan_pipeline, wan_whole
 
 
 @pytest.fixture(scope="module")
 def whole_wan():
-    tokenizer = make_tokenizer()
-    sizes = dict(d_model=TEXT, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with seeded(0):
-        text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)).eval()
-        vae = AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ).eval()
-    pipe = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=vae,
-        scheduler=UniPC(prediction_type="flow_prediction", use_flow_sigmas=True),
-        transformer=wan(0),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return wan_whole(transformer=wan(0))
 
 
 def film(pipe, steps: int = 9) -> np.ndarray:

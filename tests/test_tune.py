@@ -28,6 +28,7 @@ BAD = {
     "method": (["--target", "psnr>=30", "--method", "none"], "method: 'none' has no knob to tune; those that have:"),
     "seeds": (["--target", "psnr>=30", "--verify", "1,2"], "verify: '1,2' holds seeds of the search"),
     "reach": (["--target", "psnr>=140", "--method", "powerlaw"], "target: psnr>=140 is out of reach of powerlaw"),
+    "uncalibrated": (["--target", "psnr>=30"], "method: auto has no calibration for 8 steps of this model, must have"),
     "suffix": (["--target", "psnr>=30", "--out", "a.txt"], "out: 'a.txt' has the suffix '.txt', must end in .yaml"),
 }
 

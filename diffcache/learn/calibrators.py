@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, unknown
+from ..methods import list_methods
 from ..schedules.calibration import Calibration
 from .auto import AutoCalibrator
 from .calibrator import Calibrator, Call, Facts, Progress
@@ -33,6 +34,8 @@ def make_calibrator(method: str, quick: bool = False, **options: Any) -> Calibra
     Raises:
         ConfigError: a method that takes no calibration, an option that it does not have, or one out of range.
     """
+    if method not in CALIBRATORS and method not in list_methods():
+        raise ConfigError(f"method: {unknown('method', method, CALIBRATORS)}")
     if method not in CALIBRATORS:
         raise ConfigError(f"method: '{method}' takes no calibration; those that do: {', '.join(CALIBRATORS)}")
     known = [field.name for field in fields(CALIBRATORS[method])]

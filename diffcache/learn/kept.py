@@ -64,6 +64,8 @@ class Kept:
             beside.replace(self._path)
         except (OSError, SafetensorError) as error:
             raise ScheduleFileError(f"{self._path}: cannot be written: {error}") from error
+        finally:  # an interruption may come here as well
+            beside.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """The calibration has ended."""

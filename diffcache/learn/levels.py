@@ -199,7 +199,16 @@ def check_levels(levels: Any) -> tuple[float, ...]:
 def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a file says about levels, in words."""
     findings = [Finding(**found) for found in facts.get("levels", ())]
-    return [(f"{_NAMES.get(f.share, f'{f.share:.0%}')} of the tokens", str(f)) for f in findings]
+    rows = [(f"{_NAMES.get(f.share, f'{f.share:.0%}')} of the tokens", str(f)) for f in findings]
+    return [("levels", _verdict(findings)), *rows]
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "none was looked at: a predicted step is predicted for all tokens"
+    if any(finding.plans for finding in findings):
+        return "helped: some plans compute a share of the tokens at predicted steps"
+    return "no level helped: to compute a share of the tokens at predicted steps, too, made no plan better"
 
 
 def _name(share: float) -> str:

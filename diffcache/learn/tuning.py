@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import CalibratingWarning, ConfigError
 from ..media.request import Call
 from ..media.runs import Run, run_once
 from ..methods import MethodConfig, make_config
@@ -128,7 +129,23 @@ class Tuner:
     def __post_init__(self) -> None:
         if self.base.method not in KNOBS:
             raise ConfigError(f"method: '{self.base.method}' has no knob to tune; those that have: {', '.join(KNOBS)}")
-        self.knob = KNOBS[self.base.method]
+        knob = KNOBS[self.base.method]
+        self.knob = replace(knob, values=tuple(filter(self._known, knob.values)))
+        if not self.knob.values:
+            known = f"from {knob.values[0]} to {knob.values[-1]}"
+            raise ConfigError(f"{knob.field}: no value {known} is in reach of {self.base.method} on this model")
+
+    def _known(self, value: Any) -> bool:
+        """Whether a value can be had here: of ``auto``, whether the model's calibration has a plan for it."""
+        if self.base.method != "auto":
+            return True
+        try:
+            make_config(self.base, **{KNOBS["auto"].field: value}).recipe_for(self.pipe)
+        except ConfigError as error:
+            if "out of reach" not in str(error):
+                raise
+            return False
+        return True
 
     def tune(self, target: Target, search: Sequence[int], verify: Sequence[int]) -> Tuned:
         """Bisection over the knob's values: quality falls and speed rises along them.
@@ -176,7 +193,14 @@ class Tuner:
         for seed in seeds:
             dense = self._dense_of(seed)
             name = f"{label}: {self.knob.field}={self.knob.values[index]}, seed {seed}"
-            fast = run_once(self.pipe, self.calls[seed], seed, config, self.on_step, name)
+            with warnings.catch_warnings(record=True) as notes:
+                warnings.simplefilter("always", CalibratingWarning)
+                fast = run_once(self.pipe, self.calls[seed], seed, config, self.on_step, name)
+            if any(issubclass(note.category, CalibratingWarning) for note in notes):
+                raise ConfigError(
+                    f"method: {config.method} has no calibration for {self.calls[seed].steps} steps of this model, "
+                    f"must have one: diffcache calibrate --method {config.method}, then --set schedule=FILE.safetensors"
+                )
             psnrs.append(psnr(fast.clip.pixels, dense.clip.pixels))
             speedups.append(dense.denoiser_seconds / max(fast.denoiser_seconds, 1e-9))
         return Measured(config, psnrs, speedups)

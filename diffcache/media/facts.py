@@ -154,6 +154,10 @@ class Subject:
         here = f"for {self.entry.num_inference_steps} steps it is here; for others: " if self._has(name) else ""
         return f"{here}diffcache calibrate --model {self.model} --method {name} --out FILE.safetensors"
 
+    def comes_with(self, file: Path) -> bool:
+        """Whether a file lies in the folder of an embedded model."""
+        return self.entry is not None and self.entry.embedded and WEIGHTS in file.resolve().parents
+
     def _has(self, method: str) -> bool:
         """Whether a calibration of the method comes with the model."""
         beside = getattr(self.pipe, "calibrations", {})

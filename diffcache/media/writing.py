@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def check_target(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
 def write(path: str | Path, frames: Sequence[Image.Image], fps: float = 8.0) -> None:
     """Write RGB pictures of one size. PNG takes the first; GIF loops; MP4 is H.264 (MPEG-4 where that is missing).
 
+    A file that was there is replaced as a whole.
+
     Args:
         path: ends in ``.png``, ``.gif`` or ``.mp4``.
         frames: one picture or more.
@@ -56,12 +59,17 @@ def write(path: str | Path, frames: Sequence[Image.Image], fps: float = 8.0) -> 
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"out: '{path}' has the suffix '{path.suffix}', must end in {', '.join(SUFFIXES)}")
-    if suffix == ".png":
-        frames[0].save(path, optimize=True)
-    elif suffix == ".gif":
-        _write_gif(path, frames, fps)
-    else:
-        _write_mp4(path, frames, fps)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
+    try:
+        if suffix == ".png":
+            frames[0].save(beside, optimize=True)
+        elif suffix == ".gif":
+            _write_gif(beside, frames, fps)
+        else:
+            _write_mp4(beside, frames, fps)
+        beside.replace(path)
+    finally:  # an interruption leaves what was there
+        beside.unlink(missing_ok=True)
 
 
 def _write_gif(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
