@@ -31,6 +31,9 @@ class LanguageHandle:
         self.owner, self.config = owner, config
         self._last: GenerationStats | None = None
 
+    def __repr__(self) -> str:
+        return f"<diffcache: {self.config.method} on {type(self.owner).__name__}>"
+
     def generate(self, input_ids: Tensor, **arguments: Any) -> Generation:
         """:func:`diffcache.llm.generate` with this model and method."""
         result = generate(self.owner, input_ids, self.config, **arguments)

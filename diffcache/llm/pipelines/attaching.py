@@ -44,6 +44,9 @@ class PipelineHandle:
         self.denoises = isinstance(hook, RollingHook)  # inside a loop that is not ours, and follows its calls
         self._hooks = [(self._model, hook), *getattr(hook, "parts", ())]
 
+    def __repr__(self) -> str:
+        return f"<diffcache: {self.config.method} on {type(self.owner).__name__}>"
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The owner's own ``generate``, or call."""
         return getattr(self.owner, "generate", self.owner)(*args, **kwargs)
