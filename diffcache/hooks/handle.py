@@ -21,6 +21,7 @@ from .copying import COPIER, copy_plain
 from .denoiser import DenoiserHook
 from .recipe import Recipe
 from .sessions import Sessions
+from .sites import Asking
 from .stats import Stats
 
 ATTRIBUTE = "diffcache"
@@ -219,14 +220,7 @@ class Handle:
                 hook.places = settle(model, None if current is model else current)
                 if hook.places and not hook.site.traced and not self._warned:
                     self._warned = True
-                    parts = ", ".join(sorted({type(place.module).__name__ for place in hook.places}))
-                    warnings.warn(
-                        f"{self.recipe.name} decides in the middle of the model: {len(hook.places)} compiled "
-                        f"{parts} run uncompiled; compile the blocks (model.compile_repeated_blocks()), of which few "
-                        "or none do, or choose a method with site output",
-                        UncompiledWarning,
-                        stacklevel=2,
-                    )
+                    warnings.warn(self._uncompiled(model, hook), UncompiledWarning, stacklevel=2)
             elif not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -234,6 +228,18 @@ class Handle:
                     NothingSkippedWarning,
                     stacklevel=2,
                 )
+
+    def _uncompiled(self, model: nn.Module, hook: DenoiserHook) -> str:
+        """What runs as it is written although it was compiled, and what to do about it."""
+        parts = ", ".join(sorted({type(place.module).__name__ for place in hook.places}))
+        advice = "choose a method with site output, body, block or module"
+        if isinstance(hook.site, Asking) and any(place.module is model for place in hook.places):
+            advice = f"compile the blocks (model.compile_repeated_blocks()), of which few or none do, or {advice}"
+        count = len(hook.places)
+        return (
+            f"{self.recipe.name} decides in the middle of the model: {count} compiled {parts} "
+            f"{'runs' if count == 1 else 'run'} uncompiled; {advice}"
+        )
 
     @property
     def _may_skip(self) -> bool:
