@@ -34,9 +34,10 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
 
     Offloading, layerwise casting, LoRA, quantisers, ``torch.compile`` and other types may come before it or after it.
     ``save_pretrained`` writes the plain model; a deep copy is accelerated, too, and shares nothing with the original.
-    Decisions are never part of a compiled graph: with site ``output`` a compiled denoiser stays the one graph that it
-    was, with ``body`` compile the blocks (``compile_repeated_blocks``); where a method caches something inside what is
-    compiled, that runs uncompiled and an ``UncompiledWarning`` says so.
+    Decisions are never part of a compiled graph: with sites ``output``, ``body``, ``block`` and ``module`` a compiled
+    denoiser, or its compiled blocks, have one graph that computes and one that reuses (docs/compile.md). Where a method
+    decides in the middle of what is compiled, that runs uncompiled and an ``UncompiledWarning`` says so: ``fbcache``
+    and ``teacache`` want the blocks compiled (``compile_repeated_blocks``), and partial steps run as they are written.
 
     Args:
         pipe: a diffusers pipeline with one or two transformer denoisers.

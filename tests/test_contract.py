@@ -390,6 +390,19 @@ def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
     assert "method gone: its plugin cannot be loaded" in done.stderr
 
 
+def test_the_method_that_the_page_tries_out_runs_without_being_installed():
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(# widening.py.*?)```", page, re.S)[1], names)
+    config = names["WideningConfig"]
+    with pytest.raises(ConfigError, match="damping: 2 is out of range"):
+        config(damping=2)
+    pipe = wan_pipeline()
+    assert supports(pipe, config())
+    run_wan(accelerate_pipeline(pipe, config(damping=0.8)), 24)
+    assert decisions(pipe) == ["FFFFFcFcFccFccFcccFccccF"] * 2
+
+
 def test_an_installed_plugin_adds_a_model_and_broken_ones_are_named(installed):
     done = installed("-m", "diffcache", "models", "--json")
     known = json.loads(done.stdout)
