@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, FirstBlockCacheConfig, UNet2DModel
 from torch import nn
 
 import diffcache
 from diffcache import (
     ConfigError,
+    NothingSkippedWarning,
     UnsupportedModelError,
     accelerate_model,
     accelerate_pipeline,
@@ -388,6 +389,33 @@ def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
     assert done.stdout.startswith("Thirds(warmup=3"), done.stderr
     assert "order=2)\nFalse\n" in done.stdout
     assert "method gone: its plugin cannot be loaded" in done.stderr
+
+
+def test_a_cache_of_diffusers_beside_ours_is_named():
+    pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
+    bare = run_wan(wan_pipeline(), 8)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.warns(UserWarning, match=r"worldcache: transformer.enable_cache\(\) is on as well.*disable_cache\(\)"):
+        run_wan(pipe, 8)
+    restore(pipe)
+    pipe.transformer.disable_cache()
+    assert torch.equal(run_wan(pipe, 8), bare)
+
+
+def test_stats_of_a_loop_of_unknown_length_say_why_nothing_is_skipped_while_it_runs():
+    model, kind = accelerate_model(wan(), "interval"), FAMILIES["wan"]
+    call = dict(hidden_states=kind.latents(0, 1, 2), **kind.conditioning(7, 1), **kind.fixed(2))
+    with torch.no_grad():
+        for step in range(5):
+            model(timestep=kind.time(1.0 - step / 5)[None], **call)
+    assert "nothing was skipped: the number of steps is unknown: wrap the loop in" in str(model.diffcache.stats())
+    loop = denoising(model, 9)
+    with pytest.warns(NothingSkippedWarning):
+        loop.__enter__()
+    with torch.no_grad():
+        model(timestep=kind.time(1.0)[None], **call)
+    assert model.diffcache.stats().reason is None  # not that of the loop before
+    loop.__exit__(None, None, None)
 
 
 def test_the_method_that_the_page_tries_out_runs_without_being_installed():
