@@ -391,6 +391,19 @@ def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
     assert "method gone: its plugin cannot be loaded" in done.stderr
 
 
+@pytest.mark.parametrize("second", ["interval", "taylorseer"])
+def test_a_handle_that_was_replaced_takes_nothing_off(second):
+    pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
+    stale = pipe.diffcache
+    wanted = run_wan(accelerate_pipeline(pipe, second), 8)
+    for call in (stale.restore, stale.reset, stale.restore):
+        call()
+        assert pipe.diffcache is pipe.transformer.diffcache is not stale
+    assert torch.equal(run_wan(pipe, 8), wanted)
+    restore(pipe)
+    assert torch.equal(run_wan(pipe, 8), run_wan(wan_pipeline(), 8))
+
+
 def test_a_cache_of_diffusers_beside_ours_is_named():
     pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
     bare = run_wan(wan_pipeline(), 8)

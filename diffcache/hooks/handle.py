@@ -123,7 +123,11 @@ class Handle:
         self._warned = False
 
     def restore(self) -> None:
-        """Take everything off; the owner is as it was before."""
+        """Take everything off; the owner is as it was before. No effect on what was taken off or replaced already."""
+        if any(holder.__dict__.get(ATTRIBUTE) is self for holder in (self.owner, *(m for m, _ in self.hooks.values()))):
+            self._take_off()
+
+    def _take_off(self) -> None:
         for session in self.sessions:
             with self.sessions.enter(session):
                 session.clock.close()
@@ -155,7 +159,7 @@ class Handle:
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
         except BaseException:
-            self.restore()
+            self._take_off()
             raise
 
     def _copy_model(self, model: nn.Module, memo: dict[int, Any]) -> nn.Module:

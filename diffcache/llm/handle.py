@@ -61,8 +61,9 @@ class LanguageHandle:
         self.owner.__dict__[ATTRIBUTE] = self
 
     def restore(self) -> None:
-        """Take the handle off."""
-        self.owner.__dict__.pop(ATTRIBUTE, None)
+        """Take the handle off. No effect where it was taken off or replaced already."""
+        if self.owner.__dict__.get(ATTRIBUTE) is self:
+            del self.owner.__dict__[ATTRIBUTE]
 
 
 def make_handle(model: nn.Module, config: LanguageConfig) -> LanguageHandle | PipelineHandle:

@@ -68,7 +68,9 @@ class PipelineHandle:
         self.hook.forget()
 
     def restore(self) -> None:
-        """Take the hook off."""
+        """Take the hook off. No effect where it was taken off or replaced already."""
+        if self._model.__dict__.get(ATTRIBUTE) is not self:
+            return
         for module, _ in self._hooks:
             detach(module)
         for holder in (self.owner, self._model):
