@@ -12,7 +12,7 @@ sample: $(STAMP)
 
 # Example reports: methods, other packages' caches and fewer steps, side by side (each under 15 minutes on two cores).
 report: $(STAMP)
-	for model in tiny-dit tiny-wan tiny-world tiny-llada; do \
+	for model in tiny-dit tiny-wan tiny-world tiny-llada tiny-sdar; do \
 	  $(BIN)/diffcache report --model $$model --out out/report-$$model --overwrite || exit 1; \
 	done
 

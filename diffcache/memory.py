@@ -18,6 +18,7 @@ from .hooks.recipe import Recipe
 from .hooks.shadow import Shadow
 from .methods import MethodConfig
 from .pipeline import Method, named_modalities, uncalibrated
+from .sizes import size_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BranchMemory:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Answer of :func:`estimate_memory`.
+    """Answer of :func:`estimate_memory`; prints as one line.
 
     Attributes:
         branches: in the order in which the first step calls them.
@@ -58,6 +59,11 @@ class MemoryEstimate:
     @property
     def device_bytes(self) -> int:
         return self._largest(lambda branch: branch.device_bytes)
+
+    def __str__(self) -> str:
+        held, here, weights = map(size_text, (self.cached_bytes, self.device_bytes, self.denoiser_bytes))
+        branches = "1 branch" if len(self.branches) == 1 else f"{len(self.branches)} branches"
+        return f"{self.method}: {held} cached in {branches}, {here} of it on the denoiser's device (weights: {weights})"
 
     def _largest(self, size: Callable[[BranchMemory], int]) -> int:
         experts = {branch.expert for branch in self.branches}

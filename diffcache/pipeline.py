@@ -34,9 +34,10 @@ def accelerate_pipeline(pipe: Pipe, method: Method = "worldcache", **overrides: 
 
     Offloading, layerwise casting, LoRA, quantisers, ``torch.compile`` and other types may come before it or after it.
     ``save_pretrained`` writes the plain model; a deep copy is accelerated, too, and shares nothing with the original.
-    Decisions are never part of a compiled graph: with site ``output`` a compiled denoiser stays the one graph that it
-    was, with ``body`` compile the blocks (``compile_repeated_blocks``); where a method caches something inside what is
-    compiled, that runs uncompiled and an ``UncompiledWarning`` says so.
+    Decisions are never part of a compiled graph: with sites ``output``, ``body``, ``block`` and ``module`` a compiled
+    denoiser, or its compiled blocks, have one graph that computes and one that reuses (docs/compile.md). Where a method
+    decides in the middle of what is compiled, that runs uncompiled and an ``UncompiledWarning`` says so: ``fbcache``
+    and ``teacache`` want the blocks compiled (``compile_repeated_blocks``), and partial steps run as they are written.
 
     Args:
         pipe: a diffusers pipeline with one or two transformer denoisers.
@@ -157,7 +158,12 @@ def handle_of(pipe_or_model: Any) -> Handle | None:
 
 
 def restore(pipe_or_model: Any) -> None:
-    """Take every hook off. The model is bit-exact and carries nothing of ours; no effect on one that is bare."""
+    """Take every hook off: outputs are again those of the bare model, bit for bit, and nothing of ours stays.
+
+    Args:
+        pipe_or_model: what was accelerated, a denoiser of it, or what ``torch.compile`` made of that; no effect on one
+            that is bare.
+    """
     handle = handle_of(pipe_or_model)
     if handle is not None:
         handle.restore()
@@ -165,7 +171,13 @@ def restore(pipe_or_model: Any) -> None:
 
 @contextmanager
 def accelerated(pipe: Any, method: Method = "worldcache", **overrides: Any) -> Iterator[Any]:
-    """:func:`accelerate_pipeline` (or ``accelerate_model``) for the block only; an earlier method comes back."""
+    """:func:`accelerate_pipeline` (or :func:`accelerate_model`) for the block only; an earlier method comes back.
+
+    Args:
+        pipe: a pipeline, or a bare denoiser or language model; the block gets it back.
+        method, overrides: as for :func:`accelerate_pipeline`, which also says what is raised. What cannot be put on is
+            refused before the block, and an earlier method stays on.
+    """
     before = handle_of(pipe)
     attach = accelerate_model if isinstance(pipe, nn.Module) else accelerate_pipeline
     attach(pipe, method, **overrides)
@@ -246,6 +258,13 @@ def supports(model: Any, method: Method = "worldcache") -> Support:
     ``body`` and those that listen raise UnsupportedModelError in the run if not), whether a calibration fits, and how
     much memory is needed (see :func:`estimate_memory`). What holds for every transformer denoiser of diffusers is
     measured in ``docs/support.md``.
+
+    Args:
+        model: a pipeline, a denoiser, a denoiser class, or a language model.
+        method: as for :func:`accelerate_pipeline`.
+
+    Returns:
+        True in a condition unless it is refused; ``reason`` then says why.
 
     Raises:
         ConfigError: unknown method or field, or a value out of range whatever the model.

@@ -1,11 +1,19 @@
-"""What other installed distributions add through entry points (docs/plugins.md)."""
+"""Other installed distributions: what they add through entry points (docs/plugins.md), and their versions."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
+
+
+def version_of(distribution: str) -> str | None:
+    """Its version, or None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def load_plugins(group: str, kind: str, wanted: str, fits: Callable[[Any, str], bool]) -> dict[str, Any]:

@@ -168,6 +168,24 @@ def test_blocks_stay_compiled_around_a_decision(graphs):
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    "settings", [dict(method="toca", warmup=2), dict(method="teacache", polynomial=(1.0, 0.0), threshold=0.6)]
+)
+def test_compiled_blocks_that_a_method_looks_into_run_as_they_are_written_under_its_hooks(settings, order, graphs):
+    wanted = composed(lambda pipe: None, "before", **settings)
+    latents = run_wan(wanted, 9)
+    pipe = composed(blocks(graphs), order, **settings)
+    with pytest.warns(
+        UncompiledWarning, match=r"compiled WanTransformerBlock runs? uncompiled; choose a method with site"
+    ):
+        assert torch.equal(run_wan(pipe, 9), latents)
+    assert decisions(pipe) == decisions(wanted)
+    assert set("pc") & set(decisions(pipe)[0])
+    restore(pipe)
+    assert torch.equal(run_wan(pipe, 4), run_wan(wan_pipeline(), 4))
+
+
 @pytest.mark.parametrize("way", ["blocks", pytest.param("in place", marks=SLOW), pytest.param("wrapped", marks=SLOW)])
 def test_restore_leaves_what_was_compiled(way, graphs):
     pipe = composed(WAYS[way](graphs), "before")

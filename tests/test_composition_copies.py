@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -39,6 +41,19 @@ def test_a_copied_pipeline_works_on_its_own(site):
     assert torch.equal(run_wan(twin, 9), wanted)
     restore(twin)
     assert torch.equal(run_wan(twin, 4), run_wan(wan_pipeline(), 4))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_pickle_and_torch_save_say_what_to_do_and_work_after_it(site):
+    pipe = accelerate_pipeline(wan_pipeline(), "interval", site=site)
+    config = pickle.loads(pickle.dumps(pipe.diffcache.config))
+    for write in (lambda: pickle.dumps(pipe), lambda: torch.save(pipe.transformer, io.BytesIO())):
+        with pytest.raises(TypeError, match=r"what interval is on cannot be pickled: restore\(\.\.\.\) it first"):
+            write()
+    wanted = run_wan(pipe, 6)
+    restore(pipe)
+    twin = accelerate_pipeline(pickle.loads(pickle.dumps(pipe)), config)
+    assert torch.equal(run_wan(twin, 6), wanted)
 
 
 def test_a_copy_never_skipping_is_the_bare_pipeline():

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, FirstBlockCacheConfig, UNet2DModel
 from torch import nn
 
 import diffcache
 from diffcache import (
     ConfigError,
+    NothingSkippedWarning,
     UnsupportedModelError,
     accelerate_model,
     accelerate_pipeline,
@@ -388,6 +389,59 @@ def test_an_installed_plugin_adds_a_method_and_a_broken_one_is_named(installed):
     assert done.stdout.startswith("Thirds(warmup=3"), done.stderr
     assert "order=2)\nFalse\n" in done.stdout
     assert "method gone: its plugin cannot be loaded" in done.stderr
+
+
+@pytest.mark.parametrize("second", ["interval", "taylorseer"])
+def test_a_handle_that_was_replaced_takes_nothing_off(second):
+    pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
+    stale = pipe.diffcache
+    wanted = run_wan(accelerate_pipeline(pipe, second), 8)
+    for call in (stale.restore, stale.reset, stale.restore):
+        call()
+        assert pipe.diffcache is pipe.transformer.diffcache is not stale
+    assert torch.equal(run_wan(pipe, 8), wanted)
+    restore(pipe)
+    assert torch.equal(run_wan(pipe, 8), run_wan(wan_pipeline(), 8))
+
+
+def test_a_cache_of_diffusers_beside_ours_is_named():
+    pipe = accelerate_pipeline(wan_pipeline(), "worldcache")
+    bare = run_wan(wan_pipeline(), 8)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.warns(UserWarning, match=r"worldcache: transformer.enable_cache\(\) is on as well.*disable_cache\(\)"):
+        run_wan(pipe, 8)
+    restore(pipe)
+    pipe.transformer.disable_cache()
+    assert torch.equal(run_wan(pipe, 8), bare)
+
+
+def test_stats_of_a_loop_of_unknown_length_say_why_nothing_is_skipped_while_it_runs():
+    model, kind = accelerate_model(wan(), "interval"), FAMILIES["wan"]
+    call = dict(hidden_states=kind.latents(0, 1, 2), **kind.conditioning(7, 1), **kind.fixed(2))
+    with torch.no_grad():
+        for step in range(5):
+            model(timestep=kind.time(1.0 - step / 5)[None], **call)
+    assert "nothing was skipped: the number of steps is unknown: wrap the loop in" in str(model.diffcache.stats())
+    loop = denoising(model, 9)
+    with pytest.warns(NothingSkippedWarning):
+        loop.__enter__()
+    with torch.no_grad():
+        model(timestep=kind.time(1.0)[None], **call)
+    assert model.diffcache.stats().reason is None  # not that of the loop before
+    loop.__exit__(None, None, None)
+
+
+def test_the_method_that_the_page_tries_out_runs_without_being_installed():
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(# widening.py.*?)```", page, re.S)[1], names)
+    config = names["WideningConfig"]
+    with pytest.raises(ConfigError, match="damping: 2 is out of range"):
+        config(damping=2)
+    pipe = wan_pipeline()
+    assert supports(pipe, config())
+    run_wan(accelerate_pipeline(pipe, config(damping=0.8)), 24)
+    assert decisions(pipe) == ["FFFFFcFcFccFccFcccFccccF"] * 2
 
 
 def test_an_installed_plugin_adds_a_model_and_broken_ones_are_named(installed):

@@ -184,7 +184,7 @@ def test_a_method_for_the_other_kind_is_refused():
         diffcache.estimate_memory(wan(), "freecache")
     with pytest.raises(UnsupportedModelError, match="not a language model"):
         accelerate_model(wan(), "freecache")
-    with pytest.raises(UnsupportedModelError):
+    with pytest.raises(UnsupportedModelError, match=r"takes one of list_methods\('language'\)"):
         accelerate_model(llada(), "worldcache")
     assert not supports(wan(), "freecache")
     assert "WanTransformer3DModel" in supports(wan(), "freecache").reason

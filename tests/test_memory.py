@@ -290,7 +290,12 @@ def test_inputs_without_memory_will_do():
     call = DENOISERS["WanTransformer3DModel"].trajectory(0, 1)(1.0)
     empty = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     model = model_of("WanTransformer3DModel")
-    assert estimate_memory(model, "fora", **empty) == estimate_memory(model, "fora", **call)
+    estimate = estimate_memory(model, "fora", **empty)
+    assert estimate == estimate_memory(model, "fora", **call)
+    held, weights = size_text(estimate.cached_bytes), size_text(estimate.denoiser_bytes)
+    assert (
+        str(estimate) == f"fora: {held} cached in 1 branch, {held} of it on the denoiser's device (weights: {weights})"
+    )
 
 
 METHODS_OF_PIPELINES = {

@@ -18,7 +18,8 @@ import typer
 import diffcache
 from diffcache import cli, list_methods
 from diffcache.hooks.handle import Handle
-from diffcache.methods import make_config
+from diffcache.methods import MethodConfig, make_config
+from diffcache.methods.describe import memory_formula
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "samples" / "README.md"]
@@ -168,6 +169,18 @@ def test_the_readme_names_every_method_and_no_other():
     named = {name for row in rows for name in re.findall(r"`([a-z0-9-]+)`", row)}
     assert set(list_methods()) <= named
     assert {name for name in named if not name.startswith("tiny-") and not name.isdigit()} <= set(list_methods())
+
+
+def test_every_method_says_what_it_holds_and_a_plugin_that_does_not_is_not_said_to_hold_nothing():
+    said = {name: memory_formula(config) for name, config in list_methods().items()}
+    assert {name for name, text in said.items() if text == "nothing"} == {"none", "vanilla"}
+    assert "not stated" not in said.values()
+    assert said["teacache"] == "2 * numel(hidden) * element_size bytes"  # a formula on the line below
+
+    class Silent(MethodConfig):
+        method = "silent"
+
+    assert memory_formula(Silent) == "not stated"
 
 
 def test_a_paper_has_one_number_wherever_it_is_cited():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from diffcache.errors import ConfigError
 from diffcache.media.request import Request, build_call
-from diffcache.zoo import ModelNotAvailableError, ZooEntry, list_models, load_pipeline, loading
+from diffcache.zoo import ModelNotAvailableError, ZooEntry, list_models, load_language_model, load_pipeline, loading
 from diffcache.zoo.autoencoder import AutoencoderImagePCA
 from diffcache.zoo.wan import MOTIONS, make_tokenizer
 from diffcache.zoo.world import ACTIONS, parse_actions
@@ -190,6 +190,18 @@ def test_tokenizer_knows_its_prompts(wan):
             assert wan.tokenizer.unk_token_id not in ids
             assert ids == make_tokenizer()(prompt).input_ids
     assert len(wan.tokenizer("").input_ids) == 1
+
+
+def test_what_ships_loads_without_a_bar_and_bars_are_as_before(capfd):
+    from transformers.utils import logging
+
+    for before in (True, False):
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+        load_pipeline("tiny-wan")
+        load_language_model("tiny-llada")
+        assert logging.is_progress_bar_enabled() is before
+    logging.enable_progress_bar()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_dtype_is_passed_on():

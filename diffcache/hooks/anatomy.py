@@ -156,7 +156,9 @@ def inspect_class(model_class: type) -> tuple[tuple[str, ...], str]:
     timestep = next((p for p in _TIMESTEP_NAMES if p in parameters), None)
     timestep = timestep or next((p for p in parameters if _TIMESTEP.search(p)), None)
     if timestep is None:
-        raise UnsupportedModelError(f"{name}.forward has no parameter timestep: it is not a denoiser")
+        language = "input_ids" in parameters
+        hint = "; a diffusion language model takes one of list_methods('language')" if language else ""
+        raise UnsupportedModelError(f"{name}.forward has no parameter timestep: it is not a denoiser{hint}")
     return parameters, timestep
 
 

@@ -52,8 +52,9 @@ class Around:
         self.hook.fn_ref.original_forward = inner
 
     def compile(self, on: bool) -> None:
-        """Run what is compiled, or the module as it is written."""
-        self.hook.fn_ref.original_forward = self.inner if on else self.module._call_impl
+        """Run what is compiled, or the module as it is written; hooks that stand further in run in either case."""
+        *_, last = _chain(self)
+        last.hook.fn_ref.original_forward = last.inner if on else self.module._call_impl
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hook = self.hook

@@ -21,6 +21,7 @@ from .copying import COPIER, copy_plain
 from .denoiser import DenoiserHook
 from .recipe import Recipe
 from .sessions import Sessions
+from .sites import Asking
 from .stats import Stats
 
 ATTRIBUTE = "diffcache"
@@ -107,7 +108,7 @@ class Handle:
             return self.trajectories[-1]
         steps = self.clock.total or max((len(s.decisions) for s in segments), default=0)
         count = len(self.trajectories) + bool(segments)
-        return Stats(self.recipe.name, steps, segments, count, self.sessions.now.reason)
+        return Stats(self.recipe.name, steps, segments, count, self._idle_so_far())
 
     def reset(self) -> None:
         """End the current trajectory of every session, free their memory, forget all numbers."""
@@ -122,7 +123,11 @@ class Handle:
         self._warned = False
 
     def restore(self) -> None:
-        """Take everything off; the owner is as it was before."""
+        """Take everything off; the owner is as it was before. No effect on what was taken off or replaced already."""
+        if any(holder.__dict__.get(ATTRIBUTE) is self for holder in (self.owner, *(m for m, _ in self.hooks.values()))):
+            self._take_off()
+
+    def _take_off(self) -> None:
         for session in self.sessions:
             with self.sessions.enter(session):
                 session.clock.close()
@@ -154,7 +159,7 @@ class Handle:
             self.clock.watch(getattr(self.owner, "scheduler", None))
             self.owner.__dict__[ATTRIBUTE] = self
         except BaseException:
-            self.restore()
+            self._take_off()
             raise
 
     def _copy_model(self, model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -180,6 +185,13 @@ class Handle:
         handle.install()
         return handle
 
+    def _idle_so_far(self) -> str | None:
+        """Why the trajectory under way will predict nothing, where that is known before its end."""
+        if self.clock.total is not None or not self._may_skip:
+            return None
+        under_way = [hook.progress.segment for _, hook in self._active() if hook.progress.segment is not None]
+        return next((segment.idle_reason for segment in under_way), None)
+
     def _active(self) -> list[tuple[nn.Module, DenoiserHook]]:
         return [pair for pair in self.hooks.values() if pair[1].in_trajectory]
 
@@ -199,9 +211,14 @@ class Handle:
         self.trajectories.append(Stats(self.recipe.name, steps, segments, count, reason))
         for _, hook in active:
             hook.progress.closed = []
-        if reason and not meant and not self._warned:
+        if reason and not meant:
+            self._warn(f": nothing was skipped: {reason}", NothingSkippedWarning)
+
+    def _warn(self, text: str, kind: type[Warning]) -> None:
+        """Once; again after :meth:`reset`."""
+        if not self._warned:
             self._warned = True
-            warnings.warn(f"{self.recipe.name}: nothing was skipped: {reason}", NothingSkippedWarning, stacklevel=2)
+            warnings.warn(f"{self.recipe.name}{text}", kind, stacklevel=3)
 
     def _begin(self) -> None:
         self._check_denoisers()
@@ -212,28 +229,27 @@ class Handle:
         """The user may have put another denoiser into the pipeline since: it runs bare, and that must be said."""
         for name, (model, hook) in self.hooks.items():
             current = self.wrapper if self.wrapper is not None else getattr(self.owner, name, model)
-            if unwrapped(current) is model:
-                if hook.exact is not None:
-                    hook.exact.begin(compiled=current is not model)
-                hook.look_again()
-                hook.places = settle(model, None if current is model else current)
-                if hook.places and not hook.site.traced and not self._warned:
-                    self._warned = True
-                    parts = ", ".join(sorted({type(place.module).__name__ for place in hook.places}))
-                    warnings.warn(
-                        f"{self.recipe.name} decides in the middle of the model: {len(hook.places)} compiled "
-                        f"{parts} run uncompiled; compile the blocks (model.compile_repeated_blocks()), of which few "
-                        "or none do, or choose a method with site output",
-                        UncompiledWarning,
-                        stacklevel=2,
-                    )
-            elif not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"{self.recipe.name}: {name} was replaced since; accelerate the pipeline again",
-                    NothingSkippedWarning,
-                    stacklevel=2,
-                )
+            if getattr(model, "is_cache_enabled", False):
+                text = f": {name}.enable_cache() is on as well, so that what is computed here may be reused there"
+                self._warn(f"{text}: {name}.disable_cache()", UserWarning)
+            if unwrapped(current) is not model:
+                self._warn(f": {name} was replaced since; accelerate the pipeline again", NothingSkippedWarning)
+                continue
+            if hook.exact is not None:
+                hook.exact.begin(compiled=current is not model)
+            hook.look_again()
+            hook.places = settle(model, None if current is model else current)
+            if hook.places and not hook.site.traced:
+                self._warn(f" {self._uncompiled(model, hook)}", UncompiledWarning)
+
+    def _uncompiled(self, model: nn.Module, hook: DenoiserHook) -> str:
+        """What runs as it is written although it was compiled, and what to do about it."""
+        parts = ", ".join(sorted({type(place.module).__name__ for place in hook.places}))
+        advice = "choose a method with site output, body, block or module"
+        if isinstance(hook.site, Asking) and any(place.module is model for place in hook.places):
+            advice = f"compile the blocks (model.compile_repeated_blocks()), of which few or none do, or {advice}"
+        runs = f"{len(hook.places)} compiled {parts} {'runs' if len(hook.places) == 1 else 'run'} uncompiled"
+        return f"decides in the middle of the model: {runs}; {advice}"
 
     @property
     def _may_skip(self) -> bool:

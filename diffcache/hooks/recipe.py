@@ -80,6 +80,13 @@ class Recipe:
     tabled: Callable[[str], KeepTable] | None = None
     predicted: Callable[[str], Predictor] | None = None
 
+    def __reduce__(self) -> Any:
+        # Every hook of ours holds one, so that this is what pickle, and torch.save of a whole model, come upon.
+        raise TypeError(
+            f"what {self.name} is on cannot be pickled: restore(...) it first, and accelerate the copy with the same "
+            "configuration (.diffcache.config, which can be pickled)"
+        )
+
     @cached_property
     def rest(self) -> Rest:
         """How cached values rest."""

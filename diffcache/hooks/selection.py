@@ -137,6 +137,11 @@ class Selection:
         return torch.arange(start, end, device=self.ranking.device)
 
 
+def in_order(stream: Tensor) -> Selection:
+    """The tokens of a hidden stream ``[batch, tokens, width]``, not ranked."""
+    return Selection(torch.arange(stream.shape[1], device=stream.device))
+
+
 def _ascending(ranking: Tensor, counts: Iterable[int]) -> Tensor:
     """The ranking, ascending from each count to the next."""
     ends = sorted({count for count in counts if 0 < count < len(ranking)})

@@ -23,7 +23,7 @@ from ..hooks.cache import Moment
 from ..hooks.modules import Unit, find_units, unit_kinds
 from ..hooks.outputs import tensors_in_order
 from ..hooks.recipe import Recipe
-from ..hooks.selection import Selection
+from ..hooks.selection import in_order
 from ..hooks.sites import Run
 from ..hooks.token_cache import TokenCache
 from ..hooks.tokens import TokenSite
@@ -67,7 +67,7 @@ class ProbeSite(TokenSite):
         lessons = cache.lessons
         start = next(iter(self._lessons.values())).start
         with torch.enable_grad():
-            seen = BlendPass(lessons, start, {}, _in_order, lambda *unit: 0)
+            seen = BlendPass(lessons, start, {}, in_order, lambda *unit: 0)
             result = self._within(seen, again)
             (output,) = tensors_in_order(result)
             self._probe(seen, output, self._past.setdefault(id(cache), deque(maxlen=AGES)), moment.step)
@@ -95,10 +95,6 @@ class ProbeSite(TokenSite):
                 others = None if others is None else others[:, order]
                 costs[self._numbers[name], age] += _tails(gain[:, order], others, self._levels).cpu()
         self.counts[step] = self.counts.get(step, 0) + 1
-
-
-def _in_order(stream: Tensor) -> Selection:
-    return Selection(torch.arange(stream.shape[1], device=stream.device))
 
 
 def _tails(gain: Tensor, attended: Tensor | None, levels: Sequence[float]) -> Tensor:

@@ -27,7 +27,7 @@ from ..hooks.forecast import Forecast
 from ..hooks.modules import Unit, find_units, unit_kinds
 from ..hooks.outputs import flatten, tensors_in_order
 from ..hooks.recipe import Recipe
-from ..hooks.selection import Selection
+from ..hooks.selection import Selection, in_order
 from ..hooks.sites import Run
 from ..hooks.sparse import SparseForecast, SparseSite
 from ..hooks.tokens import TokenCache, TokenSite
@@ -114,7 +114,7 @@ class StudentTokens(TokenSite):
         held = self._held.get(id(cache), {})
         branch = list(self._held).index(id(cache)) if held else len(self._held)
         start = next(iter(self._lessons.values())).start
-        select = _in_order if least is None else partial(cache.select, least=least)
+        select = in_order if least is None else partial(cache.select, least=least)
         with torch.enable_grad():
             seen = BlendPass(cache.lessons, start, held, select, self._counter(cache, moment))
             result = self._within(seen, run)
@@ -158,10 +158,6 @@ class StudentSite(SparseSite):
     def predict(self, run: Run, cache: SparseForecast, moment: Moment, kinds: frozenset[str]) -> Any:
         self.tokens.forecast = cache
         return super().predict(run, cache, moment, kinds)
-
-
-def _in_order(stream: Tensor) -> Selection:
-    return Selection(torch.arange(stream.shape[1], device=stream.device))
 
 
 # -- from a table to gains ---------------------------------------------------------------------------------------------

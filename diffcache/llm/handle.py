@@ -31,6 +31,9 @@ class LanguageHandle:
         self.owner, self.config = owner, config
         self._last: GenerationStats | None = None
 
+    def __repr__(self) -> str:
+        return f"<diffcache: {self.config.method} on {type(self.owner).__name__}>"
+
     def generate(self, input_ids: Tensor, **arguments: Any) -> Generation:
         """:func:`diffcache.llm.generate` with this model and method."""
         result = generate(self.owner, input_ids, self.config, **arguments)
@@ -58,8 +61,9 @@ class LanguageHandle:
         self.owner.__dict__[ATTRIBUTE] = self
 
     def restore(self) -> None:
-        """Take the handle off."""
-        self.owner.__dict__.pop(ATTRIBUTE, None)
+        """Take the handle off. No effect where it was taken off or replaced already."""
+        if self.owner.__dict__.get(ATTRIBUTE) is self:
+            del self.owner.__dict__[ATTRIBUTE]
 
 
 def make_handle(model: nn.Module, config: LanguageConfig) -> LanguageHandle | PipelineHandle:

@@ -6,8 +6,9 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from ..plugins import version_of
 
 _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "torchmetrics", "pillow", "av")
 #: package -> what it is for
@@ -52,12 +53,12 @@ def examine() -> list[Check]:
 
 
 def _needed(name: str) -> Check:
-    found = _version(name)
+    found = version_of(name)
     return Check(name, found) if found else Check(name, "missing", "broken", _install(name))
 
 
 def _optional(name: str, use: str) -> Check:
-    found = _version(name)
+    found = version_of(name)
     if found and find_spec(name.replace("-", "_")) is not None:
         return Check(name, f"{found}, for {use}")
     return Check(name, f"not installed, for {use}", "optional", _install(name))
@@ -65,13 +66,6 @@ def _optional(name: str, use: str) -> Check:
 
 def _install(name: str) -> str:
     return f"{sys.executable} -m pip install {name}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _devices() -> list[Check]:

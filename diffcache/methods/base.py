@@ -113,6 +113,8 @@ class NoneConfig(MethodConfig):
     """Never skips: the hooks are on and every step is computed. The control for overhead and for exactness.
 
     It alone has no exact savings unless asked for: its cost is the bare model's, and with them it is ``exact``.
+
+    Memory of one branch: nothing.
     """
 
     method: ClassVar[str] = "none"

@@ -15,7 +15,7 @@ from .calibrated import CalibratedConfig
 
 def memory_formula(config: type[NamedConfig]) -> str:
     """Memory of one branch in words; of the nearest class that states one."""
-    return _memory_text(config).replace("`", "") or "nothing"
+    return _memory_text(config).replace("`", "") or "not stated"
 
 
 def memory_terms(config: type[NamedConfig]) -> list[str]:
@@ -43,7 +43,8 @@ def arithmetic(formula: str, names: Mapping[str, float]) -> float:
 
 def _memory_text(config: type[NamedConfig]) -> str:
     for cls in _family(config):
-        found = re.search(r"Memory of one\s+branch: (.+?)(?:\.\s|\.?$|\n\n)", inspect.cleandoc(cls.__doc__ or ""), re.S)
+        text = inspect.cleandoc(cls.__doc__ or "")
+        found = re.search(r"Memory of one\s+branch:\s+(.+?)(?:\.\s|\.?$|\n\n)", text, re.S)
         if found:
             return " ".join(found[1].split())
     return ""

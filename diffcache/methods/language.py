@@ -44,7 +44,7 @@ class LanguageConfig(NamedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VanillaConfig(LanguageConfig):
-    """Every step computes every row: the control."""
+    """Every step computes every row: the control. Memory of one branch: nothing."""
 
     method: ClassVar[str] = "vanilla"
     summary: ClassVar[str] = "language: every step computes every row (control)"

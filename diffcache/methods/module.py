@@ -20,8 +20,8 @@ from .checks import check_choice, check_number
 class PeriodicConfig(MethodConfig):
     """What ``fora``, ``taylorseer`` and ``hicache`` share: after the warm-up one step in ``interval`` is computed.
 
-    Memory of one branch: site ``module`` ``(order + 1) * sum over modules of numel(result) * element_size`` bytes
-    (order 0 for ``fora``), no scalars; site ``output`` as for ``interval``.
+    Memory of one branch: with site ``module``, ``(order + 1) * sum over modules of numel(result) * element_size`` bytes
+    (order 0 for ``fora``) and no scalars; with site ``output``, as for ``interval``.
 
     Args:
         interval: distance between computed steps, >= 1.

@@ -198,13 +198,14 @@ def write_atomically(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def load_report(path: Path, name: str = "report", kind: Any = None) -> Any:
+def load_report(path: Path | str, name: str = "report", kind: Any = None) -> Any:
     """Read a ``report.json`` (or the folder that holds one): a :class:`Report`, or of the class ``kind``.
 
     Raises:
         ConfigError: it is missing, damaged, or of another schema or kind of model; ``name`` begins the message.
     """
     kind = kind or Report
+    path = Path(path)
     path = path / DATA if path.is_dir() else path
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

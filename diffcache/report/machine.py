@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from .. import __version__
 from ..hooks.anatomy import find_denoisers
+from ..plugins import version_of
 from .data import Machine, Model
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "cache-dit", "triton", "numpy")
@@ -21,7 +21,7 @@ def examine_machine() -> Machine:
     """This machine."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     versions = {"python": platform.python_version(), "diffcache": __version__}
-    versions |= {name: found for name in PACKAGES if (found := _version(name))}
+    versions |= {name: found for name in PACKAGES if (found := version_of(name))}
     system = f"{platform.system()} {platform.machine()}"
     return Machine(system, _processor(), _cores(), torch.get_num_threads(), gpu, versions)
 
@@ -29,13 +29,6 @@ def examine_machine() -> Machine:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import unknown
 from .language import LanguageEntry, find_language_model, list_language_models
-from .loading import WEIGHTS, ModelNotAvailableError, check_files, failure_cause
+from .loading import WEIGHTS, ModelNotAvailableError, check_files, failure_cause, without_bars
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,8 @@ def _load_folder(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedMod
         check_files(folder)
     elif not (folder / "config.json").is_file():
         raise ModelNotAvailableError(unknown("language model", str(folder), list_language_models()))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
+    with without_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
 
 

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +75,28 @@ def load_folder(folder: Path, torch_dtype: torch.dtype | None = None) -> Diffusi
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     dtype = torch_dtype or torch.float32
     components = {k: v for k, v in index.items() if isinstance(v, list)}
-    loaded = {k: _load_component(folder / k, library, cls, dtype) for k, (library, cls) in components.items()}
+    with without_bars():
+        loaded = {k: _load_component(folder / k, library, cls, dtype) for k, (library, cls) in components.items()}
     made = _find_class(*index["pipeline_class"].rsplit(":", 1))
     # id2label of a DiTPipeline, boundary_ratio of Wan 2.2
     takes = inspect.signature(made).parameters.keys() - components
     pipeline = made(**loaded, **{k: v for k, v in index.items() if k in takes})
     pipeline.calibrations = {path.stem: str(path) for path in sorted((folder / CALIBRATIONS).glob("*.safetensors"))}
     return pipeline
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within, transformers draws no bar: what lies in a folder of our own loads at once."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _find_class(library: str, name: str) -> Any:

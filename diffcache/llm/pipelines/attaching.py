@@ -44,6 +44,9 @@ class PipelineHandle:
         self.denoises = isinstance(hook, RollingHook)  # inside a loop that is not ours, and follows its calls
         self._hooks = [(self._model, hook), *getattr(hook, "parts", ())]
 
+    def __repr__(self) -> str:
+        return f"<diffcache: {self.config.method} on {type(self.owner).__name__}>"
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The owner's own ``generate``, or call."""
         return getattr(self.owner, "generate", self.owner)(*args, **kwargs)
@@ -65,7 +68,9 @@ class PipelineHandle:
         self.hook.forget()
 
     def restore(self) -> None:
-        """Take the hook off."""
+        """Take the hook off. No effect where it was taken off or replaced already."""
+        if self._model.__dict__.get(ATTRIBUTE) is not self:
+            return
         for module, _ in self._hooks:
             detach(module)
         for holder in (self.owner, self._model):
