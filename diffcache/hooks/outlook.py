@@ -187,31 +187,38 @@ class ReuseOutlook(ForecastOutlook):
         super().__init__(caches)
         first = caches[0]
         self.fits = [self.recipe.predictor.fit_at(history.gaps) for history in first.histories]
-        self._measure()
-
-    def renew(self, cache: Forecast) -> None:
-        """Another step was recorded in the only cache. Runs at every computed step."""
-        self.ahead, self._caches = cache.due.ahead, (cache,)
-        if len(self.fits) > 1 or not cache.layouts[0].whole or not self.recipe.rest.plain:
-            self._measure()
-            return
-        self.numbers = total(cache.histories[0].values[0])  # what :meth:`_measure` does, for one tensor
-        self._sizes = [self.numbers.numel()]
-        cache.reuse(self)
-
-    def _measure(self) -> None:
-        caches, count = self._caches, len(self.fits)
-        # Each is finite if all numbers of its sample are.
-        totals = [[total(view) for cache in caches for view in cache.newest(i)] for i in range(count)]
-        self._sizes = [sum(part.numel() for part in parts) for parts in totals]
-        flat = totals[0] if count == 1 else list(chain.from_iterable(totals))
-        self.numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
+        self._numbers: Tensor | None = None
         for cache in caches:
             cache.expect(self)
         self.settle()
 
+    def renew(self, cache: Forecast) -> None:
+        """Another step was recorded in the only cache. Runs at every computed step."""
+        self.ahead, self._caches, self._numbers = cache.due.ahead, (cache,), None
+        cache.reuse(self)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Sums that are finite if all numbers of a sample are; taken when somebody is about to read them."""
+        if self._numbers is None:
+            totals = [self._totals(i) for i in range(len(self.fits))]
+            self._sizes = [sum(map(Tensor.numel, parts)) for parts in totals]
+            flat = list(chain.from_iterable(totals))
+            self._numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return self._numbers
+
+    def _totals(self, index: int) -> list[Tensor]:
+        """Of the newest values of the ``index``-th history, modality by modality of each cache."""
+        if self._alone(index):
+            return [total(self._caches[0].histories[index].values[0])]
+        return [total(view) for cache in self._caches for view in cache.newest(index)]
+
+    def _alone(self, index: int) -> bool:
+        """Whether there is one value, which rests as it is and has one modality."""
+        return len(self._caches) == 1 and self._caches[0].layouts[index].whole and self.recipe.rest.plain
+
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
-        caches, self._caches, self.numbers = self._caches, (), _NOTHING  # nobody asks twice
+        caches, self._caches, self._numbers = self._caches, (), _NOTHING  # nobody asks twice
         nothing = [0.0] * len(self.ahead)
         if all(map(math.isfinite, numbers)):  # the usual case
             calm = Coming(nothing, [False] * len(self.ahead))

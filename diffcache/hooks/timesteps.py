@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: samples of a batch whose timesteps are looked at one by one
+_FEW = 16
+
 
 def host_value(timestep: Any, sync: bool = False) -> float | None:
     """The timestep as a number, where that costs no device synchronisation (or where one is allowed).
@@ -24,6 +27,8 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
     array = (known.float() if known.dtype is torch.bfloat16 else known).numpy()
     if array.size <= 1:
         return float(array.item()) if array.size else None
+    if array.ndim == 1 and array.size <= _FEW:
+        return float(max(array.tolist()))  # numpy's own maximum takes longer to begin
     return float(array.max() if any(array.strides) else array.flat[0])
 
 
