@@ -60,8 +60,8 @@ class Guarded(PowerLaw):
 
     Where a run ends above the threshold and the drift did not foretell it (a sampler that adds new noise at every step:
     the path looks straight, and its error is that of the noise), the drift is no longer trusted alone. From then on no
-    less is expected than the error last measured, per step of its run; that memory fades with every computed step, so
-    that a prediction is tried again.
+    less is expected than the error last measured, per step of its run; that fades with every computed step since the
+    last prediction, so that one is tried again.
 
     Args:
         threshold: relative error; ``inf`` switches the guard off.
@@ -89,17 +89,19 @@ class Guarded(PowerLaw):
         self._errors = self._drifts = 0.0
         self._expected: list[float] = []
         self._run = 0
-        self._wary = 0.0  # error to expect for one step of a run, whatever the drift says
+        self._wary = 0.0  # error last measured, per step of its run, once it came as a surprise
+        self._calm = 0  # computed steps since the last prediction, measured or not
 
     def computed(self, step: int) -> None:
         self._run = step - self.last - 1
-        self._wary *= self.wariness
+        self._calm = 0 if self._run else self._calm + 1
         super().computed(step)
 
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         self._calibrate([error for error in errors if isfinite(error)])
         worst = [largest(part) for part in zip(*drifts, strict=True)]
-        expected = [largest([self.gain * drift, self._wary * k]) for k, drift in enumerate(worst, 1)]
+        least = self._wary * self.wariness**self._calm
+        expected = [largest([self.gain * drift, least * k]) for k, drift in enumerate(worst, 1)]
         self.heard |= {self.last + k: error for k, error in enumerate(expected, 1)}
         if self.threshold != float("inf"):
             # "not <" so that a NaN stops the run, and a threshold of 0 every one
