@@ -73,7 +73,7 @@ class Guarded(PowerLaw):
     prior, weight = 3.0, 0.01
     #: share of what was measured that is remembered at the next measurement
     memory = 0.7
-    #: an error this many times what the drift foretold makes the guard wary (3.5 is the most where no noise is added)
+    #: an error this many times what the drift foretold makes the guard wary (3.5 was the most without added noise)
     surprise = 5.0
     #: share of the error last measured that a wary guard still expects after one more computed step
     wariness = 0.9
