@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from diffcache import accelerated
 from diffcache.zoo import load_pipeline
@@ -20,10 +22,10 @@ def pipe():
     return loaded
 
 
-def segment_of(pipe, method, **fields):
+def segment_of(pipe, method, steps=STEPS, **fields):
     with accelerated(pipe, method, **fields):
         noise = torch.Generator().manual_seed(0)
-        pipe(class_labels=[1], num_inference_steps=STEPS, generator=noise, output_type="np")
+        pipe(class_labels=[1], num_inference_steps=steps, generator=noise, output_type="np")
         stats = pipe.diffcache.stats()
     json.dumps(stats.to_dict(), allow_nan=False)
     (segment,) = stats.segments
@@ -48,6 +50,23 @@ def test_the_guard_computes_where_it_expects_too_much(pipe):
     assert expected
     assert all(value < 0.3 for value in expected)
     assert any(value is not None and value >= 0.3 for value in found.heard)
+
+
+def test_a_sampler_that_adds_noise_is_computed_more_where_less_error_is_allowed(pipe):
+    """The path of its outputs looks straight, and the errors are those of the noise."""
+    ordinary = pipe.scheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(ordinary.config, algorithm_type="sde-dpmsolver++")
+    try:
+        counts = []
+        for threshold in (math.inf, 0.5, 0.1):
+            torch.manual_seed(0)  # the sampler draws from the global generator
+            found = segment_of(pipe, "worldcache", threshold=threshold, steps=24)
+            counts.append(found.decisions.count("F"))
+    finally:
+        pipe.scheduler = ordinary
+    assert counts == sorted(counts)
+    assert counts[1] > 1.3 * counts[0]
+    assert counts[2] >= 20  # two predictions show what noise does, and few are tried again
 
 
 def test_schedules_that_compare_nothing_heard_nothing(pipe):

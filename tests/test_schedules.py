@@ -243,3 +243,78 @@ def test_a_run_that_looked_straight_by_chance_does_not_rule_the_guard():
     guard.computed(step)
     guard.plan([[0.01] * guard.reach(step)], [0.04])
     assert not guard.wants_compute(step + 1)
+
+
+def run(guard, total, drift, error):
+    """The decisions where each run is measured: ``drift`` foretells its step k, ``error`` is found where it ends."""
+    guard.start(total)
+    letters = ""
+    for step in range(total):
+        compute = guard.wants_compute(step)
+        letters += "F" if compute else "c"
+        if compute:
+            skipped = step - guard.last - 1
+            guard.computed(step)
+            if step >= 2 and guard.reach(step):
+                ahead = range(1, guard.reach(step) + 1)
+                guard.plan([[drift(k) for k in ahead]], [error(step, skipped) if skipped else math.nan])
+    return letters
+
+
+@pytest.mark.parametrize("computed", [0.1, 0.2, 0.4, 0.6])
+@pytest.mark.parametrize("noise", [lambda step, skipped: 1.35, lambda step, skipped: 0.3 * skipped])
+def test_a_path_that_looks_straight_and_is_not_is_computed(noise, computed):
+    """New noise at every step: no drift, and errors far above the threshold."""
+    traces = [
+        run(Guarded(computed, 1.5, threshold, warmup=3, max_skip=8), 50, lambda k: 0.0, noise)
+        for threshold in (math.inf, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
+    ]
+    counts = [letters.count("F") for letters in traces]
+    assert counts == sorted(counts)
+    assert traces[1].count("c") > 2 * traces[4].count("c")  # or what was measured has decided nothing
+    assert traces[-2][16:].count("c") <= 1  # 0.02: what the first runs showed lasts
+
+
+def test_a_wary_guard_tries_again_and_lets_runs_grow_with_what_it_measures():
+    errors = lambda step, skipped: 1.35 if step < 12 else 0.01  # noqa: E731
+    letters = run(Guarded(0.2, 1.5, 0.5, warmup=3, max_skip=8), 60, lambda k: 0.0, errors)
+    placed = run(Guarded(0.2, 1.5, math.inf, warmup=3, max_skip=8), 60, lambda k: 0.0, errors)
+    first = letters.index("cF") + 2
+    again = letters.index("c", first)
+    assert letters[first:again] == "F" * 10  # 1.35 * 0.9**10 is below 0.5
+    assert letters[again + 1] == "F"
+    assert letters[again + 2 :] == placed[again + 2 :]
+
+
+def test_a_run_that_nobody_measured_keeps_the_guard_wary():
+    guard = Guarded(1, 1.5, 0.5, warmup=3)
+    guard.start(60)
+    for step in (0, 1, 2):
+        guard.computed(step)
+    guard.plan([[0.0] * guard.reach(2)], [math.nan])
+    guard.computed(4)
+    guard.plan([[0.0] * guard.reach(4)], [0.6])
+    assert guard.wants_compute(5)
+    for step in (5, 6):
+        guard.computed(step)
+    guard.plan([[0.0] * guard.reach(6)], [math.nan])
+    assert not guard.wants_compute(7)
+    guard.computed(8)
+    guard.plan([[0.0] * guard.reach(8)], [math.nan])
+    assert guard.wants_compute(9)
+
+
+def test_an_error_that_the_drift_foretold_changes_the_gain_alone():
+    """Above the threshold, but not by surprise: the calibration answers it, as it does on deterministic samplers."""
+    guard = Guarded(0.2, 1.5, 0.5, warmup=3)
+    guard.start(50)
+    for step in range(3):
+        guard.computed(step)
+    guard.plan([[0.15] * guard.reach(2)], [math.nan])
+    step = 3
+    while not guard.wants_compute(step):
+        step += 1
+    guard.computed(step)
+    guard.plan([[0.01] * guard.reach(step)], [0.6])
+    assert guard.heard[step + 1] == pytest.approx(0.01 * guard.gain)
+    assert guard.gain * 0.01 < 0.1

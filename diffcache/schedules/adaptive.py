@@ -58,6 +58,11 @@ class Guarded(PowerLaw):
     and the drift is scaled so that it predicts that error. ``threshold`` is therefore in plain units: the largest
     relative error (RMS of the error over RMS of the output) that a prediction may be expected to have.
 
+    Where a run ends above the threshold and the drift did not foretell it (a sampler that adds new noise at every step:
+    the path looks straight, and its error is that of the noise), the drift is no longer trusted alone. From then on no
+    less is expected than the error last measured, per step of its run; that fades with every computed step since the
+    last prediction, so that one is tried again.
+
     Args:
         threshold: relative error; ``inf`` switches the guard off.
     """
@@ -68,6 +73,10 @@ class Guarded(PowerLaw):
     prior, weight = 3.0, 0.01
     #: share of what was measured that is remembered at the next measurement
     memory = 0.7
+    #: an error this many times what the drift foretold makes the guard wary (3.5 was the most without added noise)
+    surprise = 5.0
+    #: share of the error last measured that a wary guard still expects after one more computed step
+    wariness = 0.9
 
     def __init__(
         self, computed: float, alpha: float, threshold: float, warmup: int, cooldown: int = 1, max_skip: int = NEVER
@@ -80,27 +89,34 @@ class Guarded(PowerLaw):
         self._errors = self._drifts = 0.0
         self._expected: list[float] = []
         self._run = 0
+        self._wary = 0.0  # error last measured, per step of its run, once it came as a surprise
+        self._calm = 0  # computed steps since the last prediction, measured or not
 
     def computed(self, step: int) -> None:
         self._run = step - self.last - 1
+        self._calm = 0 if self._run else self._calm + 1
         super().computed(step)
 
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         self._calibrate([error for error in errors if isfinite(error)])
         worst = [largest(part) for part in zip(*drifts, strict=True)]
-        self.heard |= {self.last + k: self.gain * drift for k, drift in enumerate(worst, 1)}
+        least = self._wary * self.wariness**self._calm
+        expected = [largest([self.gain * drift, least * k]) for k, drift in enumerate(worst, 1)]
+        self.heard |= {self.last + k: error for k, error in enumerate(expected, 1)}
         if self.threshold != float("inf"):
             # "not <" so that a NaN stops the run, and a threshold of 0 every one
-            self.limit(next((k for k, d in enumerate(worst) if not self.gain * d < self.threshold), len(worst)))
+            self.limit(next((k for k, e in enumerate(expected) if not e < self.threshold), len(expected)))
         self._expected = worst
 
     def _calibrate(self, errors: Sequence[float]) -> None:
         if not errors or not 0 < self._run <= len(self._expected):
             return
-        drift = self._expected[self._run - 1]
+        drift, error = self._expected[self._run - 1], max(errors)
         if isfinite(drift):
+            if self._wary or error > max(self.threshold, self.surprise * self.gain * drift):
+                self._wary = error / self._run
             # Sums, not a mean of ratios: a run that happened to look straight (drift near 0) must not rule.
-            self._errors = self.memory * self._errors + max(errors)
+            self._errors = self.memory * self._errors + error
             self._drifts = self.memory * self._drifts + drift
 
     @property
