@@ -233,8 +233,8 @@ class Segment:
             branch.forget()
 
     def stats(self, expert: str) -> list[SegmentStats]:
-        """Numbers of every branch."""
-        return [branch.stats(expert, self.deciding + 1) for branch in self.branches.values()]
+        """Numbers of every branch; one whose first call was refused or broken off has none."""
+        return [branch.stats(expert, self.deciding + 1) for branch in self.branches.values() if branch.decisions]
 
     @property
     def idle_reason(self) -> str | None:
