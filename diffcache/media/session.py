@@ -14,6 +14,7 @@ import torch
 
 from ..errors import ConfigError, unknown
 from ..methods import MethodConfig, make_config, put_once, read_value
+from ..methods.naming import label
 from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Call, Request, build_call, check_model, short_name
@@ -47,7 +48,7 @@ class Session:
     @property
     def headline(self) -> str:
         """Model, method and `about` in one line."""
-        return f"{self.name} · {self.config.method} · {self.about}"
+        return f"{self.name} · {label(self.config)} · {self.about}"
 
     @property
     def about(self) -> str:
