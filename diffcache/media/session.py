@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import torch
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, ScheduleFileError, unknown, with_model
 from ..methods import MethodConfig, make_config, put_once, read_value
 from ..methods.naming import label
 from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
@@ -76,7 +76,10 @@ def open_session(
         UnsupportedModelError: the method cannot be put on this pipeline.
     """
     entry = check_model(model)
-    config = method_config(method, settings, entry)
+    try:
+        config = method_config(method, settings, entry)
+    except (ConfigError, ScheduleFileError) as error:
+        raise type(error)(with_model(str(error), model, request.steps)) from error
     where = read_device(device)
     precision = _dtype(dtype, entry, where)
     check_class(request, entry)

@@ -89,7 +89,7 @@ class AutoConfig(CalibratedConfig):
             choose(self._read(), self)
 
     def _read(self) -> Calibration:
-        known = read_calibration(self.schedule)
+        known = read_calibration(self.schedule, self.method)
         for expert in known.experts.values():
             form = expert.facts.get("form", 1)
             if known.method == self.method and form != FORM:
