@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,22 @@ def open_session(
         UnsupportedModelError: the method cannot be put on this pipeline.
     """
     entry = check_model(model)
-    try:
+    with commands_for(model, request.steps):
         config = method_config(method, settings, entry)
-    except (ConfigError, ScheduleFileError) as error:
-        raise type(error)(with_model(str(error), model, request.steps)) from error
     where = read_device(device)
     precision = _dtype(dtype, entry, where)
     check_class(request, entry)
     pipe = _load(model, entry, precision, where)
     return Session(model, pipe, config, build_call(pipe, request, entry, folder_of(model, entry)), request)
+
+
+@contextmanager
+def commands_for(model: str, steps: int | None) -> Iterator[None]:
+    """Errors in the block give their commands for this model, and number of steps if that was asked for."""
+    try:
+        yield
+    except (ConfigError, ScheduleFileError) as error:
+        raise type(error)(with_model(str(error), model, steps)) from error
 
 
 def open_pipeline(model: str, entry: ZooEntry | None, dtype: str | None, device: str | None) -> Any:
