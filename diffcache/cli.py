@@ -159,7 +159,7 @@ def sample(
     request = asked.request(steps, seed)
     target = check_target(out or Path("out") / f"{short_name(model)}.png")
     load_torch()  # not before everything light is checked
-    from .media.session import open_session
+    from .media.session import commands_for, open_session
 
     chosen = "worldcache" if method is None else method
     if schedule is not None:
@@ -168,7 +168,8 @@ def sample(
     session = open_session(model, chosen, settings, request, asked.dtype, asked.device)
     for note in session.call.notes:
         say(note)
-    facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
+    with commands_for(model, steps):
+        facts = _compare(session, target, fps, repeats) if compare else _sample(session, target, fps)
     summarise(session.headline, [*facts, ("written to", str(target))])
 
 

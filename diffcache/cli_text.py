@@ -139,11 +139,12 @@ def _close(
     target: Path | None,
 ) -> None:
     from .media.terminal import summarise
+    from .methods.naming import label
 
     if target is not None:
         _write(session, answers, prompt, target)
         facts = [*facts, ("written to", str(target))]
-    summarise(f"{session.name} · {session.config.method} · seed {session.seed} · {session.about}", facts)
+    summarise(f"{session.name} · {label(session.config)} · seed {session.seed} · {session.about}", facts)
 
 
 def _write(session: TextSession, answers: dict[str, Answer], prompt: Prompt, target: Path) -> None:
@@ -163,10 +164,11 @@ def _write(session: TextSession, answers: dict[str, Answer], prompt: Prompt, tar
 
 def _answer_file(session: TextSession, prompts: list[Prompt], target: Path | None, resume: bool) -> None:
     from .media.terminal import StepProgress, console, summarise
+    from .methods.naming import label
     from .text.batch import answer_all, summary
 
     assert target is not None
     with StepProgress(console(), "prompt") as progress:
         lines = answer_all(session, prompts, target, resume, progress)
-    title = f"{session.name} · {session.config.method} · seed {session.seed} · {session.about}"
+    title = f"{session.name} · {label(session.config)} · seed {session.seed} · {session.about}"
     summarise(title, [*summary(lines), ("written to", str(target))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -41,3 +42,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     ordered = close + [n for n in names if n not in close]
     hint = f" did you mean '{close[0]}'?" if close else ""
     return f"unknown {kind} '{name}':{hint} known: {', '.join(ordered) or 'none'}"
+
+
+def calibrate_command(method: str, steps: int | None = None, more: str = "", out: str = "FILE.safetensors") -> str:
+    """What measures a method's numbers; for a model that the reader knows.
+
+    >>> calibrate_command("magcache", 30)
+    'diffcache calibrate --model MODEL --method magcache --steps 30 --out FILE.safetensors'
+    """
+    parts = (f"--method {method}", "" if steps is None else f"--steps {steps}", more, f"--out {out}")
+    return " ".join(filter(None, ("diffcache calibrate --model MODEL", *parts)))
+
+
+def with_model(text: str, model: str, steps: int | None = None) -> str:
+    """A message in which :func:`calibrate_command` is for a model, and for a number of steps if that is known.
+
+    >>> with_model(calibrate_command("magcache"), "tiny-wan", 30)
+    'diffcache calibrate --model tiny-wan --steps 30 --method magcache --out FILE.safetensors'
+    """
+    named = f"diffcache calibrate --model {model}"
+    if steps is not None:
+        text, named = re.sub(r" --steps \d+", "", text), f"{named} --steps {steps}"
+    return text.replace("diffcache calibrate --model MODEL", named)

@@ -167,6 +167,7 @@ def restore(pipe_or_model: Any) -> None:
     handle = handle_of(pipe_or_model)
     if handle is not None:
         handle.restore()
+        unwrapped(pipe_or_model).__dict__.pop(ATTRIBUTE, None)  # a shallow copy carries it as well
 
 
 @contextmanager

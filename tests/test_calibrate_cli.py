@@ -147,10 +147,14 @@ def test_a_file_for_something_else_is_refused_with_one_line(run, schedule, tmp_p
 def test_without_a_schedule_the_command_is_named(run, method):  # noqa: F811
     answer = run("sample", *WAN, "--method", method)
     assert answer.code == 2
-    assert f"diffcache calibrate --model MODEL --method {method}" in answer.line
+    assert f"diffcache calibrate --model tiny-wan --steps 8 --method {method} --out FILE.safetensors" in answer.line
 
 
 BAD = {
+    "settings": (
+        ["--method", "auto:speedup=6"],
+        "method: 'auto:speedup=6' has settings of the method, must be the name",
+    ),
     "method": (["--method", "fora"], "method: 'fora' takes no calibration; those that do: magcache, teacache, auto"),
     "no method": ([], "Missing option '--method'"),
     "model": (["--method", "magcache", "--model", "tiny-wam"], "unknown model 'tiny-wam': did you mean 'tiny-wan'?"),

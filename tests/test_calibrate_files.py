@@ -213,7 +213,9 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(made, tmp_path):
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    assert "no such file; make it with: diffcache calibrate" in refusal("magcache", str(tmp_path / "none.safetensors"))
+    path = str(tmp_path / "none.safetensors")
+    make = f"diffcache calibrate --model MODEL --method magcache --out {path}"
+    assert refusal("magcache", path).endswith(f"no such file; make it with: {make}")
     assert "is a folder" in refusal("magcache", str(tmp_path))
 
 

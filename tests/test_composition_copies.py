@@ -56,6 +56,30 @@ def test_pickle_and_torch_save_say_what_to_do_and_work_after_it(site):
     assert torch.equal(run_wan(twin, 6), wanted)
 
 
+def test_a_pickled_scheduler_is_a_plain_one():
+    """It works, and no clock hears it."""
+    pipe = accelerate_pipeline(wan_pipeline(), "interval", interval=3)
+    wanted = run_wan(pipe, 6)
+    twin = pickle.loads(pickle.dumps(pipe.scheduler))
+    assert twin.step.__self__ is twin
+    twin.set_timesteps(4)
+    assert (len(twin.timesteps), len(pipe.scheduler.timesteps)) == (4, 6)
+    assert pipe.diffcache.stats().trajectories == 1
+    restore(pipe)
+    assert twin.step.__func__ is type(twin).step
+    pipe.scheduler = twin
+    assert torch.equal(run_wan(accelerate_pipeline(pipe, "interval", interval=3), 6), wanted)
+
+
+def test_a_shallow_copy_is_restored_as_well():
+    pipe = accelerate_pipeline(wan_pipeline(), "interval")
+    twin = copy.copy(pipe)
+    restore(twin)
+    assert not hasattr(twin, "diffcache")
+    assert not hasattr(pipe, "diffcache")
+    assert torch.equal(run_wan(twin, 4), run_wan(wan_pipeline(), 4))
+
+
 def test_a_copy_never_skipping_is_the_bare_pipeline():
     twin = copy.deepcopy(accelerate_pipeline(wan_pipeline(), "interval", site="body", max_skip=0))
     assert torch.equal(run_wan(twin, 6), run_wan(wan_pipeline(), 6))

@@ -243,6 +243,7 @@ def test_one_branch_that_is_too_much_is_refused_at_once():
     with pytest.raises(ConfigError, match="for 1 branch: ask for that much, or cache_dtype=float16"):
         sample("wan", model)
     assert not outputs
+    assert str(model.diffcache.stats()) == "interval: no trajectory yet"
 
 
 def test_exact_savings_count_as_well():

@@ -118,7 +118,7 @@ def test_text_is_drawn_as_it_unmasks_and_drawing_takes_no_part_in_the_time(sessi
         unseen = ask_once(session, prompt, screen)
         assert screen.seconds == 0
     frames = drawn.file.getvalue()
-    assert MASK in frames.split("fast-dllm")[1]
+    assert MASK in frames.split("fast-dllm:dual")[1]
     assert shown.text.splitlines()[0] in frames
     assert plain.file.getvalue() == ""
     assert (shown.ids, shown.seconds > 0) == (unseen.ids, True)

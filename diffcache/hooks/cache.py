@@ -39,12 +39,14 @@ class Coming(NamedTuple):
         alarms: whether that prediction would not be finite, or would collapse.
         error: relative error that the prediction for the computed step would have had; NaN if there was none.
         suspects: for each history, whether an alarm is about it, sample by sample.
+        strays: whether the prediction of the first alarm would be finite: it is the variance that would be wrong.
     """
 
     drifts: Sequence[float]
     alarms: Sequence[bool]
     error: float = math.nan
     suspects: Sequence[Sequence[bool]] = ()
+    strays: bool = False
 
 
 class Outlook(ABC):

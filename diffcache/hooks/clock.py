@@ -280,6 +280,10 @@ class _Tap:
             clock.advance(self.scheduler)
         return result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled scheduler is a plain one, heard by no clock: the method is its own."""
+        return getattr, (self.scheduler, self.name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A pipeline that copies its scheduler gets a working one: the method of the copy, heard by the same clock."""
         copied = memo.get(id(self.scheduler))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,16 @@ class FiniteOutlook(Outlook):
         if bad:
             self._cache.drop()
         return [(self._cache, Coming([0.0] * self._count, [bad] * self._count))]
+
+
+def strays(alarms: Sequence[bool], variances: Iterable[Sequence[Sequence[float]]]) -> bool:
+    """Whether the prediction of the first alarm would be finite all the same.
+
+    Args:
+        alarms: one a prediction of a coming run.
+        variances: for each history those of the predictions, ``[n][samples]``; not looked at without an alarm.
+    """
+    return True in alarms and all(all(map(math.isfinite, rows[alarms.index(True)])) for rows in variances)
 
 
 def _total(value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..kernels import combine
 from ..predictors import History
 from ..predictors.fitted import DEPTH, Fitted, Plan
 from .cache import Cache, Coming, Holding, Moment, Outlook
+from .finite import strays
 from .forecast import Forecast
 from .forms import Form, counterparts
 from .outputs import flatten
@@ -180,7 +181,7 @@ class FittedOutlook(Outlook):
         error = numbers.pop(0) if self._has_error else nan
         cache.forget_still()
         ahead = range(self._moment.step + 1, self._moment.step + 1 + len(self._moment.ahead))
-        alarms, suspects = [False] * len(ahead), []
+        alarms, suspects, variances = [False] * len(ahead), [], []
         for index, (rows, samples, size) in enumerate(self._counts):
             grams, sums = numbers[: samples * rows * rows], numbers[samples * rows * rows :][: samples * rows]
             numbers = numbers[samples * rows * (rows + 1) :]
@@ -194,11 +195,13 @@ class FittedOutlook(Outlook):
             now = [_variance(table, newest, size) for table in tables]
             used = [[newest if stands else cache.coming(j, rows) for stands in cache.still[index]] for j in ahead]
             coming = [[_variance(t, w, size) for t, w in zip(tables, row, strict=True)] for row in used]
+            variances.append(coming)
             bad = cache.collapses(index, now, coming, cache.changes(ahead))
             alarms = [alarm or any(row) for alarm, row in zip(alarms, bad, strict=True)]
             suspects.append([any(column) for column in zip(*bad, strict=True)] if bad else [False] * samples)
         relative = sqrt(error) if error == error and error >= 0.0 else (inf if self._has_error else nan)
-        return [(cache, Coming((), alarms, relative if isfinite(relative) or self._has_error else nan, suspects))]
+        known = relative if isfinite(relative) or self._has_error else nan
+        return [(cache, Coming((), alarms, known, suspects, strays(alarms, variances)))]
 
 
 def _variance(table: tuple[Sequence[float], Sequence[float]], weights: Sequence[float], size: int) -> float:

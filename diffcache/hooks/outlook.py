@@ -22,6 +22,7 @@ from ..predictors import Fit, Horizon, Moments, SampleTrend, Sums, energy, measu
 from ..schedules.change import total
 from ..schedules.drift import largest
 from .cache import Cache, Coming, Outlook
+from .finite import strays
 
 if TYPE_CHECKING:
     from .forecast import Forecast
@@ -130,6 +131,7 @@ class MeasuredOutlook(ForecastOutlook):
         drifts = [0.0] * len(self.ahead)
         alarms = [[False] * len(self.ahead) for _ in self._caches]
         suspects: list[list[list[bool]]] = [[] for _ in self._caches]
+        variances: list[list[list[Sequence[float]]]] = [[] for _ in self._caches]
         for index, sizes in enumerate(self._sizes):
             parts = []
             for size in sizes:
@@ -141,15 +143,16 @@ class MeasuredOutlook(ForecastOutlook):
             count = len(seen.now) // self.size
             for row, cache in enumerate(self._caches):
                 mine = slice(row * count, (row + 1) * count)
-                bad = cache.collapses(index, seen.now[mine], [coming[mine] for coming in seen.coming])
+                variances[row].append([coming[mine] for coming in seen.coming])
+                bad = cache.collapses(index, seen.now[mine], variances[row][-1])
                 alarms[row] = list(map(or_, alarms[row], map(any, bad)))
                 suspects[row].append(list(map(any, zip(*bad, strict=True))))
         self.settle()
         caches, self._caches, self.before = self._caches, (), None  # nobody asks again
         self.numbers = _NOTHING
         error = math.sqrt(largest(errors)) if errors and self._wants_error else math.nan
-        found = zip(caches, alarms, suspects, strict=True)
-        return [(cache, Coming(drifts, alarm, error, suspect)) for cache, alarm, suspect in found]
+        found = zip(caches, alarms, suspects, variances, strict=True)
+        return [(c, Coming(drifts, alarm, error, suspect, strays(alarm, v))) for c, alarm, suspect, v in found]
 
 
 class HostedOutlook(MeasuredOutlook):

@@ -21,6 +21,9 @@ from .weights import WeightsWatch
 
 _NO_KINDS: frozenset[str] = frozenset()
 
+NOT_FINITE = "prediction not finite"
+STRAYS = "as a precaution: the variance of the prediction would leave the range that computed steps have shown"
+
 
 class Verdict(Enum):
     """What to do at a step. ``ASK``: the site measures the schedule's signal first."""
@@ -205,7 +208,7 @@ class Segment:
             schedule.limit(bad)
         for due in dues:
             self._alarmed = due
-            branch.fall_back(due, "prediction not finite, or its variance left the envelope of the computed steps")
+            branch.fall_back(due, STRAYS if coming.strays else NOT_FINITE)
 
     def predicted(self, step: int) -> Moment:
         """A step that is predicted."""
@@ -230,8 +233,8 @@ class Segment:
             branch.forget()
 
     def stats(self, expert: str) -> list[SegmentStats]:
-        """Numbers of every branch."""
-        return [branch.stats(expert, self.deciding + 1) for branch in self.branches.values()]
+        """Numbers of every branch; one whose first call was refused or broken off has none."""
+        return [branch.stats(expert, self.deciding + 1) for branch in self.branches.values() if branch.decisions]
 
     @property
     def idle_reason(self) -> str | None:

@@ -101,7 +101,8 @@ class Stats:
         if not self.segments:
             return f"{self.method}: no trajectory yet"
         held = sum(s.cached_bytes for s in self.segments)
-        lines = [f"{self.method}: {self.steps} steps, {self.saving:.2f}x fewer block calls, {size_text(held)} cached"]
+        count = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        lines = [f"{self.method}: {count}, {self.saving:.2f}x fewer block calls, {size_text(held)} cached"]
         lines += [_segment_line(s) for s in self.segments]
         return "\n".join(lines + ([f"  nothing was skipped: {self.reason}"] if self.reason else []))
 

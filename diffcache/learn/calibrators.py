@@ -34,6 +34,9 @@ def make_calibrator(method: str, quick: bool = False, **options: Any) -> Calibra
     Raises:
         ConfigError: a method that takes no calibration, an option that it does not have, or one out of range.
     """
+    name, _, settings = method.partition(":")
+    if settings and name in CALIBRATORS:
+        raise ConfigError(f"method: '{method}' has settings of the method, must be the name alone: --method {name}")
     if method not in CALIBRATORS and method not in list_methods():
         raise ConfigError(f"method: {unknown('method', method, CALIBRATORS)}")
     if method not in CALIBRATORS:

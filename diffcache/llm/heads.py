@@ -71,7 +71,7 @@ def load_heads(path: str | Path, model: Any, **here: Any) -> HeadMask:
     Raises:
         ScheduleFileError: not readable, or made for another method, model or kind of generation.
     """
-    found = read_calibration(path)
+    found = read_calibration(path, METHOD)
     found.check_method(METHOD)
     settings = dict(zip(("layers", "heads"), sizes(model)))
     found.check_models({"model": Identity(type(model).__name__, settings)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import diffusers
 import torch
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, ScheduleFileError, unknown, with_model
 from ..methods import MethodConfig, make_config, put_once, read_value
+from ..methods.naming import label
 from ..zoo import LanguageEntry, ModelNotAvailableError, ZooEntry, load_pipeline
 from ..zoo.loading import WEIGHTS
 from .request import Call, Request, build_call, check_model, short_name
@@ -47,7 +49,7 @@ class Session:
     @property
     def headline(self) -> str:
         """Model, method and `about` in one line."""
-        return f"{self.name} · {self.config.method} · {self.about}"
+        return f"{self.name} · {label(self.config)} · {self.about}"
 
     @property
     def about(self) -> str:
@@ -75,12 +77,22 @@ def open_session(
         UnsupportedModelError: the method cannot be put on this pipeline.
     """
     entry = check_model(model)
-    config = method_config(method, settings, entry)
+    with commands_for(model, request.steps):
+        config = method_config(method, settings, entry)
     where = read_device(device)
     precision = _dtype(dtype, entry, where)
     check_class(request, entry)
     pipe = _load(model, entry, precision, where)
     return Session(model, pipe, config, build_call(pipe, request, entry, folder_of(model, entry)), request)
+
+
+@contextmanager
+def commands_for(model: str, steps: int | None) -> Iterator[None]:
+    """Errors in the block give their commands for this model, and number of steps if that was asked for."""
+    try:
+        yield
+    except (ConfigError, ScheduleFileError) as error:
+        raise type(error)(with_model(str(error), model, steps)) from error
 
 
 def open_pipeline(model: str, entry: ZooEntry | None, dtype: str | None, device: str | None) -> Any:

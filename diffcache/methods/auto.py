@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import ConfigError, ScheduleFileError
+from ..errors import ConfigError, ScheduleFileError, calibrate_command
 from ..hooks.recipe import Recipe
 from ..predictors import Fitted, Pilot, Plan
 from ..schedules import Planned
@@ -89,7 +89,7 @@ class AutoConfig(CalibratedConfig):
             choose(self._read(), self)
 
     def _read(self) -> Calibration:
-        known = read_calibration(self.schedule)
+        known = read_calibration(self.schedule, self.method)
         for expert in known.experts.values():
             form = expert.facts.get("form", 1)
             if known.method == self.method and form != FORM:
@@ -214,7 +214,8 @@ def choose(known: Calibration, config: AutoConfig) -> int:
         if not able:
             raise ConfigError(
                 f"min_psnr: {config.min_psnr:g} is out of reach, the calibration ({known.source}) assures at most "
-                f"{float(sure.max()):.1f} dB (at {float(speeds[sure.argmax()]):.2f}x)"
+                f"{float(sure.max()):.1f} dB (at {float(speeds[sure.argmax()]):.2f}x) in {known.steps} steps; "
+                f"{_others(known)}"
             )
         return max(able, key=lambda i: float(speeds[i]))
     wanted = config.speedup or SPEEDUP
@@ -222,10 +223,17 @@ def choose(known: Calibration, config: AutoConfig) -> int:
     if not able:
         raise ConfigError(
             f"speedup: {wanted:g} is out of reach, the calibration ({known.source}) has plans from "
-            f"{float(speeds.min()):.2f}x to {float(speeds.max()):.2f}x"
+            f"{float(speeds.min()):.2f}x to {float(speeds.max()):.2f}x for {known.steps} steps; "
+            f"{_others(known, wanted)}"
         )
     quality = expert.numbers["psnr"].mean(1)
     return max(able, key=lambda i: float(quality[i]))
+
+
+def _others(known: Calibration, speedup: float | None = None) -> str:
+    """What to do for a target that no plan of a calibration reaches."""
+    more = "" if speedup is None else f"--set speedups=[{speedup:g}]"
+    return f"ask for less, or measure others: {calibrate_command(known.method, known.steps, more)}"
 
 
 def assured(expert: Expert) -> torch.Tensor:

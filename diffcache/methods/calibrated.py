@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..errors import ConfigError, ScheduleFileError
+from ..errors import ConfigError, ScheduleFileError, calibrate_command
 from ..hooks.recipe import Recipe
 from ..schedules.bound import Bound
 from ..schedules.calibration import Calibration, Expert
@@ -53,7 +53,7 @@ class CalibratedConfig(MethodConfig):
 
     def uncalibrated(self, field: str, what: str, published: Iterable[str], more: str = "") -> ConfigError:
         """What to say where ``field`` and all that could stand for it are missing: the command that measures it."""
-        command = f"diffcache calibrate --model MODEL --method {self.method} --out FILE.safetensors"
+        command = calibrate_command(self.method)
         names = "|".join(published)
         others = "; or ".join(filter(None, (names and f"published={names}", more)))
         return ConfigError(
@@ -75,7 +75,7 @@ class CalibratedConfig(MethodConfig):
         return replace(recipe, calibration=known, calibrated=calibrated)
 
     def _read(self) -> Calibration:
-        known = read_calibration(self.schedule)
+        known = read_calibration(self.schedule, self.method)
         known.check_method(self.method)
         for name, expert in known.experts.items():
             wanted = self.numbers | {key: s for key, s in self.optional.items() if key in expert.numbers}

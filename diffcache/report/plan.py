@@ -12,6 +12,7 @@ import yaml
 from ..errors import ConfigError, unknown
 from ..methods import list_methods, make_config, parse_settings
 from ..methods.base import NamedConfig
+from ..methods.naming import changed, named
 from .peers import PACKAGES, PEERS, check_peer
 
 CONTROL = "fewer-steps"
@@ -217,18 +218,7 @@ def _one(method: str, kind: str, settings: dict[str, Any], steps: int, swept: st
     knob = swept or _knob(method)[0]
     fixed = {key: value for key, value in settings.items() if key != knob}
     config = make_config(method, **settings) if kind == "method" else None
-    return Spec(_named(method, settings), _named(method, fixed), method, kind, settings, steps, config)
-
-
-def _named(method: str, settings: dict[str, Any]) -> str:
-    """The method with its settings, a preset first."""
-    given = [settings["preset"]] if settings.get("preset") else []
-    given += [f"{key}={_word(value)}" for key, value in settings.items() if key != "preset"]
-    return method + (":" + ",".join(given) if given else "")
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return Spec(named(method, settings), named(method, fixed), method, kind, settings, steps, config)
 
 
 def _of_config(config: NamedConfig, steps: int, name: str | None = None) -> Spec:
@@ -236,9 +226,7 @@ def _of_config(config: NamedConfig, steps: int, name: str | None = None) -> Spec
     if name is not None:
         name = re.split(r"[\\/]", name)[-1]  # a report holds no paths
         return Spec(name, name, config.method, "method", {}, steps, config)
-    plain = type(config)().to_dict()
-    given = {key: value for key, value in config.to_dict().items() if plain.get(key) != value}
-    return replace(_one(config.method, "", given, steps), kind="method", settings={}, config=config)
+    return replace(_one(config.method, "", changed(config), steps), kind="method", settings={}, config=config)
 
 
 def control_of(settings: dict[str, Any], steps: int) -> Spec:

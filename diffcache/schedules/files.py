@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import ScheduleFileError
+from ..errors import ScheduleFileError, calibrate_command
 from .calibration import Calibration, Expert, Identity
 
 SUFFIX = ".safetensors"
@@ -50,13 +50,17 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
         raise ScheduleFileError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def read_calibration(path: str | Path) -> Calibration:
+def read_calibration(path: str | Path, method: str = "METHOD") -> Calibration:
     """Read a schedule file.
+
+    Args:
+        path: of the file.
+        method: that it should be for, as far as a message names it.
 
     Raises:
         ScheduleFileError: it is missing, damaged, not one of diffcache's, or of a later version.
     """
-    header, numbers = _open(Path(path))
+    header, numbers = _open(Path(path), method)
     version = header.get("version")
     if version != VERSION:
         raise ScheduleFileError(f"{path}: version: the file has {version!r}, this diffcache reads {VERSION}")
@@ -71,7 +75,7 @@ def _kept(value: Tensor) -> torch.dtype:
     return torch.float32 if value.dtype == torch.float32 else torch.float64
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _open(path: Path, method: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if path.is_dir():
         raise ScheduleFileError(f"{path}: is a folder, must be a schedule file ({SUFFIX})")
     try:
@@ -82,7 +86,8 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise ScheduleFileError(f"{path}: not a schedule of diffcache")
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except FileNotFoundError as error:
-        raise ScheduleFileError(f"{path}: no such file; make it with: diffcache calibrate --out {path}") from error
+        make = calibrate_command(method, out=str(path))
+        raise ScheduleFileError(f"{path}: no such file; make it with: {make}") from error
     except OSError as error:
         raise ScheduleFileError(f"{path}: {error.strerror or error}") from error
     except (SafetensorError, json.JSONDecodeError) as error:

@@ -8,6 +8,7 @@ from statistics import median
 
 from ..llm.stats import GenerationStats
 from ..methods.language import LanguageConfig, VanillaConfig
+from ..methods.naming import label
 from ..sizes import size_text
 from .answers import Answer, agreement, first_difference
 from .prompts import Prompt
@@ -23,7 +24,7 @@ OnRun = Callable[[str, int, int], None]
 def ask_once(session: TextSession, prompt: Prompt, screen: Screen, config: LanguageConfig | None = None) -> Answer:
     """One answer, drawn while it is decoded; its time is without the drawing."""
     config = config or session.config
-    watch = screen.watch(f"{session.name} \u00b7 {config.method}")
+    watch = screen.watch(f"{session.name} \u00b7 {label(config)}")
     answer = session.ask(session.encode(prompt.text), config, watch)
     return replace(answer, seconds=max(answer.seconds - screen.seconds, 0.0))
 
