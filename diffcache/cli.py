@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -248,7 +249,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _stop(text: str) -> int:
-    exec("")  # an interruption in another exec() leaves a mark by which python -m would end by a signal, not by a code
+    # An interruption while Python runs text leaves a mark by which python -m would end by a signal, not by a code. The
+    # next text that runs, as in the making of a named tuple, removes it.
+    namedtuple("Nothing", ())
     print(f"interrupted: {text}", file=sys.stderr)
     try:
         sys.stdout.flush()
