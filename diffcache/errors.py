@@ -19,6 +19,10 @@ class ConfigError(ValueError):
     """A method name, a field or a value is not valid; the message names it and what would be right."""
 
 
+class OutOfReachError(ConfigError):
+    """A target that nothing that was measured on the model reaches."""
+
+
 class NothingSkippedWarning(UserWarning):
     """A method that may skip was on for a whole trajectory and computed every step."""
 

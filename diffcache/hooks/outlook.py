@@ -204,21 +204,12 @@ class ReuseOutlook(ForecastOutlook):
     def numbers(self) -> Tensor:
         """Sums that are finite if all numbers of a sample are; taken when somebody is about to read them."""
         if self._numbers is None:
-            totals = [self._totals(i) for i in range(len(self.fits))]
+            caches, fits = self._caches, range(len(self.fits))
+            totals = [[total(view) for cache in caches for view in cache.newest(i)] for i in fits]
             self._sizes = [sum(map(Tensor.numel, parts)) for parts in totals]
             flat = list(chain.from_iterable(totals))
             self._numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
         return self._numbers
-
-    def _totals(self, index: int) -> list[Tensor]:
-        """Of the newest values of the ``index``-th history, modality by modality of each cache."""
-        if self._alone(index):
-            return [total(self._caches[0].histories[index].values[0])]
-        return [total(view) for cache in self._caches for view in cache.newest(index)]
-
-    def _alone(self, index: int) -> bool:
-        """Whether there is one value, which rests as it is and has one modality."""
-        return len(self._caches) == 1 and self._caches[0].layouts[index].whole and self.recipe.rest.plain
 
     def read(self, numbers: Sequence[float]) -> list[tuple[Cache, Coming]]:
         caches, self._caches, self._numbers = self._caches, (), _NOTHING  # nobody asks twice

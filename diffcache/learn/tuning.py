@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean, median
 from typing import Any
 
-from ..errors import CalibratingWarning, ConfigError
+from ..errors import CalibratingWarning, ConfigError, OutOfReachError
 from ..media.request import Call
 from ..media.runs import Run, run_once
 from ..methods import MethodConfig, make_config
@@ -141,9 +141,7 @@ class Tuner:
             return True
         try:
             make_config(self.base, **{KNOBS["auto"].field: value}).recipe_for(self.pipe)
-        except ConfigError as error:
-            if "out of reach" not in str(error):
-                raise
+        except OutOfReachError:
             return False
         return True
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import ConfigError, ScheduleFileError, calibrate_command
+from ..errors import ConfigError, OutOfReachError, ScheduleFileError, calibrate_command
 from ..hooks.recipe import Recipe
 from ..predictors import Fitted, Pilot, Plan
 from ..schedules import Planned
@@ -212,7 +212,7 @@ def choose(known: Calibration, config: AutoConfig) -> int:
     if config.min_psnr is not None:
         able = [i for i in range(len(speeds)) if float(sure[i]) >= config.min_psnr]
         if not able:
-            raise ConfigError(
+            raise OutOfReachError(
                 f"min_psnr: {config.min_psnr:g} is out of reach, the calibration ({known.source}) assures at most "
                 f"{float(sure.max()):.1f} dB (at {float(speeds[sure.argmax()]):.2f}x) in {known.steps} steps; "
                 f"{_others(known)}"
@@ -221,7 +221,7 @@ def choose(known: Calibration, config: AutoConfig) -> int:
     wanted = config.speedup or SPEEDUP
     able = [i for i in range(len(speeds)) if float(speeds[i]) >= NOISE * wanted]
     if not able:
-        raise ConfigError(
+        raise OutOfReachError(
             f"speedup: {wanted:g} is out of reach, the calibration ({known.source}) has plans from "
             f"{float(speeds.min()):.2f}x to {float(speeds.max()):.2f}x for {known.steps} steps; "
             f"{_others(known, wanted)}"
