@@ -105,10 +105,17 @@ def estimate_memory(model: Any, method: Method = "worldcache", /, **call: Any) -
     return MemoryEstimate(config.method, branches, max(sizes))
 
 
+def _never_skips(config: MethodConfig) -> bool:
+    try:
+        return config.recipe().schedule().max_skip == 0
+    except ConfigError:
+        return False  # it lacks a calibration
+
+
 def _held(
     shadow: Shadow, config: MethodConfig, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, int]:
-    if config.max_skip == 0:
+    if _never_skips(config):
         return 0, 0  # what will never be predicted is not held
     _, cache = shadow.call(args, kwargs)
     return needed([cache], recipe.rest), needed([cache], recipe.rest, device=True)

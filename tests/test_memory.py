@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from diffcache import (
     ConfigError,
+    NothingSkippedWarning,
     UnsupportedModelError,
     accelerate_model,
     accelerate_pipeline,
@@ -26,6 +29,7 @@ from .cases import SKIPPING, Case
 from .denoisers import DENOISERS
 from .denoisers.running import METHODS, letters, method_on, model_of, run, run_constant
 from .models import FAMILIES, PIPELINES, sample, walk_steps
+from .reads import Reads, ignore_inside, watched
 
 CASES: dict[str, Case] = {
     **SKIPPING,
@@ -366,10 +370,36 @@ def test_pipelines_of_all_kinds_hold_what_was_estimated(kind, method):
     assert estimate.cached_bytes == max(sum(s.cached_bytes for s in segments if s.expert == e) for e in experts)
 
 
+#: settings that compute every step, whatever the model does
+NEVER = (
+    "taylorseer:max_skip=0",
+    "taylorseer:interval=1",
+    "interval:interval=1",
+    "pab:spatial=1,temporal=1,cross=1,low=0,high=1001",
+    "teacache:threshold=0,polynomial=[1.0,0.0]",
+    "easycache:threshold=0",
+    "worldcache:threshold=0",
+    "worldcache:faithful=true,threshold=0",
+)
+
+
 def test_what_never_skips_needs_nothing():
     pipe = load_pipeline("tiny-dit")
-    for method in ("none", "exact", "taylorseer:max_skip=0"):
+    for method in ("none", "exact", *NEVER):
         assert estimate_memory(pipe, method, class_labels=[1]).cached_bytes == 0
+
+
+@pytest.mark.parametrize("method", NEVER)
+def test_what_never_skips_stores_nothing_and_hears_nothing(method):
+    reads = Reads()
+    model = accelerate_model(ignore_inside(FAMILIES["wan"].build(0), reads), method)
+    with warnings.catch_warnings(), watched(reads):
+        warnings.simplefilter("ignore", NothingSkippedWarning)  # said where it was not asked for
+        sample("wan", model)
+    assert reads.names in ([], ["equal"])  # that of two conditionings which are told apart
+    for segment in model.diffcache.stats().segments:
+        assert set(segment.decisions) == {"F"}
+        assert segment.cached_bytes == 0
 
 
 def test_no_estimate_is_one_line():

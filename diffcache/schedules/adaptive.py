@@ -24,10 +24,7 @@ class ChaoticSkipping(Schedule):
 
     def __init__(self, threshold: float, warmup: int, max_skip: int, cooldown: int = 1) -> None:
         self.threshold = threshold
-        super().__init__(warmup, cooldown, max_skip)
-
-    def placed(self, step: int) -> bool:
-        return self.threshold <= 0
+        super().__init__(warmup, cooldown, max_skip if threshold > 0 else 0)
 
     def plan(self, drifts: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         self.heard |= {self.last + k: max(sum(d[:k]) for d in drifts) for k in range(1, min(map(len, drifts)) + 1)}
@@ -82,7 +79,7 @@ class Guarded(PowerLaw):
         self, computed: float, alpha: float, threshold: float, warmup: int, cooldown: int = 1, max_skip: int = NEVER
     ) -> None:
         self.threshold = threshold
-        super().__init__(computed, alpha, warmup, cooldown, max_skip)
+        super().__init__(computed, alpha, warmup, cooldown, max_skip if threshold > 0 else 0)
 
     def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
         super().start(total, timesteps)
@@ -104,7 +101,7 @@ class Guarded(PowerLaw):
         expected = [largest([self.gain * drift, least * k]) for k, drift in enumerate(worst, 1)]
         self.heard |= {self.last + k: error for k, error in enumerate(expected, 1)}
         if self.threshold != float("inf"):
-            # "not <" so that a NaN stops the run, and a threshold of 0 every one
+            # "not <" so that a NaN stops the run
             self.limit(next((k for k, e in enumerate(expected) if not e < self.threshold), len(expected)))
         self._expected = worst
 

@@ -22,7 +22,8 @@ class Schedule:
     Args:
         warmup: first steps that are always computed.
         cooldown: last steps that are always computed.
-        max_skip: longest run of predicted steps; 0 never skips.
+        max_skip: longest run of predicted steps; 0 never skips. A schedule whose other settings never skip passes 0:
+            then nothing is stored or measured in vain.
     """
 
     #: whether :meth:`plan` wants the drift of the coming steps, and the error of the last prediction

@@ -28,7 +28,7 @@ class Broadcast(Schedule):
         max_skip: int = NEVER,
     ) -> None:
         self.interval, self.window = interval, window
-        super().__init__(warmup, cooldown, max_skip)
+        super().__init__(warmup, cooldown, max_skip if interval > 1 else 0)
 
     def placed(self, step: int) -> bool:
         if self.last < 0 or step >= len(self.timesteps):

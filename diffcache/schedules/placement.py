@@ -12,12 +12,12 @@ class Interval(Schedule):
     """After the warm-up, one step in ``interval`` is computed (FORA, arXiv 2407.01425).
 
     Args:
-        interval: distance between computed steps, >= 1; 1 computes all.
+        interval: distance between computed steps, >= 1; 1 computes all, and so stores nothing.
     """
 
     def __init__(self, interval: int, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.interval = interval
-        super().__init__(warmup, cooldown, max_skip)
+        super().__init__(warmup, cooldown, max_skip if interval > 1 else 0)
 
     def placed(self, step: int) -> bool:
         return step - self.last >= self.interval

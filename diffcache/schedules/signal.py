@@ -23,7 +23,7 @@ class FirstBlock(Schedule):
 
     Args:
         threshold: relative L1 change. diffusers' default is 0.05, cache-dit's 0.08.
-        inclusive: compute at exactly ``threshold`` too, so that 0 computes every step.
+        inclusive: compute at exactly ``threshold`` too, so that 0 computes every step, and listens to nothing.
     """
 
     signal = "first"
@@ -32,7 +32,7 @@ class FirstBlock(Schedule):
         self, threshold: float, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER, inclusive: bool = False
     ) -> None:
         self.threshold, self.inclusive = threshold, inclusive
-        super().__init__(warmup, cooldown, max_skip)
+        super().__init__(warmup, cooldown, 0 if inclusive and threshold <= 0 else max_skip)
 
     def judge(self, step: int, drift: float) -> bool:
         self.heard[step] = drift
@@ -45,12 +45,12 @@ class Accumulated(Schedule):
     """Sums what it hears since the last computed step; compute when the sum reaches ``threshold``.
 
     Args:
-        threshold: in units of the signal after :meth:`rescale`; 0 computes every step.
+        threshold: in units of the signal after :meth:`rescale`; 0 computes every step, and so listens to nothing.
     """
 
     def __init__(self, threshold: float, warmup: int = 0, cooldown: int = 1, max_skip: int = NEVER) -> None:
         self.threshold = threshold
-        super().__init__(warmup, cooldown, max_skip)
+        super().__init__(warmup, cooldown, max_skip if threshold > 0 else 0)
 
     def start(self, total: int | None, timesteps: Sequence[float] = ()) -> None:
         super().start(total, timesteps)
