@@ -106,6 +106,7 @@ def estimate_memory(model: Any, method: Method = "worldcache", /, **call: Any) -
 
 
 def _never_skips(config: MethodConfig) -> bool:
+    """Whether these settings compute every step, whatever the model does."""
     try:
         return config.recipe().schedule().max_skip == 0
     except ConfigError:

@@ -53,6 +53,7 @@ class Variant:
     theirs: bool = False
 
 
+#: at every timestep
 PAB = dict(low=0, high=1001)
 #: site -> method, settings that never skip, and settings that store (every other step is skipped then) or listen
 SITES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -51,12 +51,14 @@ class Denoiser:
         noisy: (seed, size) -> what the sampler moves: tensors, or lists of them, of batch 1; ``size`` is 1 or 2.
         fixed: (seed, size) -> what stays the same for a whole trajectory: conditioning, positions, shapes.
         time: noise level in [0, 1] -> the timestep as this class takes it.
+        within: most that a prediction under constant input may be away from the dense output, relatively.
     """
 
     make: Callable[[], nn.Module]
     noisy: Callable[[int, int], Arguments]
     fixed: Callable[[int, int], Arguments] = nothing
     time: Callable[[float], Arguments] = thousand
+    within: float = 1e-5
 
     def tiny(self, seed: int = 0) -> nn.Module:
         """A seeded model in evaluation mode, fp32, without a zero gate."""

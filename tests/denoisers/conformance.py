@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from diffcache import UnsupportedModelError
 from diffcache.hooks.anatomy import find_block_lists
 
+from . import DENOISERS
 from .base import WORDS
 from .running import METHODS, bare, equal, letters, method_on, run, run_constant
 
@@ -29,6 +30,7 @@ class Outcome:
         deviation: largest relative distance of a predicted output to the dense one under constant input.
         running: what runs at predicted steps, too: of site body block lists, of site module matrices of the blocks.
         refusal: why the site is refused, or None.
+        within: most that the deviation may be.
     """
 
     exact: bool = False
@@ -36,10 +38,11 @@ class Outcome:
     deviation: float = float("nan")
     running: tuple[str, ...] = ()
     refusal: str | None = None
+    within: float = 1e-5
 
     @property
     def works(self) -> bool:
-        return self.refusal is None and self.skipped and self.deviation <= 1e-5
+        return self.refusal is None and self.skipped and self.deviation <= self.within
 
 
 @cache
@@ -53,7 +56,7 @@ def outcome(name: str, site: str) -> Outcome:
             still = METHODS[site].still
             outputs = run_constant(name, still)[still:]
             skipped = METHODS[site].letter in letters(model)
-        return Outcome(exact, skipped, _deviation(outputs), _running(name, site))
+        return Outcome(exact, skipped, _deviation(outputs), _running(name, site), within=DENOISERS[name].within)
     except UnsupportedModelError as error:
         return Outcome(refusal=str(error))
 
