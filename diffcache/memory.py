@@ -96,8 +96,11 @@ def estimate_memory(model: Any, method: Method = "worldcache", /, **call: Any) -
     models = {"denoiser": unwrapped(model)} if bare else {n: unwrapped(m) for n, m in find_denoisers(model).items()}
     shadows = {name: Shadow(each, recipe) for name, each in models.items()}
     calls = [((), call)] if bare else _first_step(model, call, models, shadows)
+    never = _never_skips(config)  # what will never be predicted is not held
     branches = [
-        BranchMemory(expert, f"call {index}" if len(calls) > 1 else "all", *_held(shadow, config, recipe, *each))
+        BranchMemory(
+            expert, f"call {index}" if len(calls) > 1 else "all", *((0, 0) if never else _held(shadow, recipe, *each))
+        )
         for expert, shadow in shadows.items()
         for index, each in enumerate(calls, 1)
     ]
@@ -113,11 +116,7 @@ def _never_skips(config: MethodConfig) -> bool:
         return False  # it lacks a calibration
 
 
-def _held(
-    shadow: Shadow, config: MethodConfig, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[int, int]:
-    if _never_skips(config):
-        return 0, 0  # what will never be predicted is not held
+def _held(shadow: Shadow, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
     _, cache = shadow.call(args, kwargs)
     return needed([cache], recipe.rest), needed([cache], recipe.rest, device=True)
 
