@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from diffcache import ConfigError, accelerate_model, accelerate_pipeline, denoising, list_methods, restore
-from diffcache.hooks.exact import LEAST_PARAMETERS, pays
+from diffcache.hooks.exact import LEAST_PARAMETERS, SMALL_PARAMETERS, patience, pays
+from diffcache.zoo import load_pipeline
 
 from .cases import SKIPPING
 from .models import FAMILIES, PIPELINES, denoisers, normal, randomise, run_wan, sample, seeded, walk_steps, wan_pipeline
@@ -66,7 +67,7 @@ def test_bit_identical_by_the_pipelines_own_call(kind):
     pipe, bare = accelerate_pipeline(build(), "exact"), build()
     for seed in (0, 1):
         assert torch.equal(run(pipe, 6, seed=seed), run(bare, 6, seed=seed))
-    assert all(saved(pipe)) == (kind != "dit")  # class labels are only looked up
+    assert all(saved(pipe))  # of DiT what its blocks repeat: class labels are only looked up
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -624,6 +625,27 @@ def test_a_denoiser_that_is_large_enough_has_them_unasked(wanted, has):
     with torch.device("meta"):
         large = nn.Linear(10_000, LEAST_PARAMETERS // 10_000)
     assert pays(large, wanted) is has
+
+
+def test_a_small_denoiser_is_watched_from_its_second_trajectory_on():
+    with torch.device("meta"):
+        small, large = (nn.Linear(10_000, count // 10_000) for count in (LEAST_PARAMETERS, SMALL_PARAMETERS))
+    assert (patience(small, None), patience(large, None), patience(small, True)) == (1, 0, 0)
+    pipe = load_pipeline("tiny-wan")
+    bare = copy.deepcopy(pipe.transformer)
+    model = accelerate_model(pipe.transformer, "interval", max_skip=0)
+
+    def run(each):
+        with torch.no_grad(), denoising(each, 3):
+            given = normal(1, 5, each.config.text_dim, seed=2), normal(1, each.config.in_channels, 2, 8, 8, seed=3)
+            times = torch.tensor([[900.0], [600.0], [300.0]])
+            return [each(given[1], time, given[0]).sample for time in times]
+
+    counts = []
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(run(model), run(bare), strict=True))
+        counts += saved(model)
+    assert counts[0] == 0 < counts[1] <= counts[2]
 
 
 @pytest.mark.parametrize("family", ["wan", "flux", "dit"])

@@ -22,10 +22,17 @@ classes = pytest.mark.parametrize("name", DENOISERS)
 _HEAD = """# Exact savings
 
 What a denoiser computes from prompt, positions and shapes alone is computed once a trajectory: text projections, keys
-and values of cross-attention, refiners that do not see the timestep, rotary tables. The values are the bare model's,
-bit for bit. Every method has them, on by default; `exact=False` switches them off. `accelerate_pipeline(pipe, "exact")`
-has nothing else. Only `none` is without unless asked: it is the control whose cost is the bare model's, and with them
-it would be `exact`. `stats()` counts them apart, as `exact_calls`, `exact_flops` and `exact_bytes` of each branch.
+and values of cross-attention, refiners that do not see the timestep, rotary tables. What one call computes more than
+once from the same values is computed once a call: a DiT works out the sinusoids of its timestep in every block. The
+values are the bare model's, bit for bit. Every method has both, on by default; `exact=False` switches them off, and
+`accelerate_pipeline(pipe, "exact")` has nothing else. Only `none` is without unless asked: it is the control whose cost
+is the bare model's, and with them it would be `exact`. `stats()` counts them apart, as `exact_calls`, `exact_flops` and
+`exact_bytes` of each branch.
+
+To find what can be kept for a trajectory a call has to be watched, which takes some 50 ms more than a plain one, once
+for each form of call. So a denoiser of less than 50 million parameters is watched from its second trajectory on (one
+whose calls take 10 ms does not win that back in a generation), and one of less than a million not unless asked
+(`exact=True`, which watches at once).
 
 **They are small.** In a real text-to-image or text-to-video model the picture's tokens are most of the work, and they
 change at every step: expect a few per cent of a computed step at most, and nothing of a predicted one.
@@ -52,13 +59,30 @@ modules without weights that take at least {operations} operations (rotary table
 it costs less than the memory that would hold it. Memory of one branch: the sum over the held results of
 `numel * element_size` bytes.
 
+## What a call repeats
+
+Modules without weights and parts, of one class and with equal attributes, are twins (torch's own are left out: they are
+one operation). In the first call one run of theirs is watched: its result has to be made from its argument, one tensor,
+and from nothing else, by at least {operations} operations. The others run in that call as ever and must return the same
+bits; from the next call on they get a copy of the first one's result, while the tensor is the same one and nobody has
+written to it. Here, too, no value is read by the host. The result is held until the call ends, so it counts as no
+memory. Twins that never get the same tensor lose their hooks again. Everything runs in inference mode, where torch does
+not count who writes; under autocast; with gradients; in a model that has compiled parts; while somebody watches
+operations; and beside other people's hooks.
+
+diffusers' `DiTTransformer2DModel` is the case that counts: its sinusoids are ten operations in each of its blocks and
+once more for its head, for one row of numbers a sample. They are some 4 % of a call of tiny-dit on two cores; on a GPU
+they are ten kernels a block that have next to nothing to do. HunyuanVideo, HunyuanImage, LTX-2 and Kandinsky 6 repeat
+them one to three times.
+
 ## What asking costs
 
 Where all answers together would save less than 0.1 % of a call's FLOPs, nothing is held and nothing asked; a call then
 costs one attribute test more. Otherwise asking takes some 10 µs a call and 2 to 3 µs an answer, and an answer takes the
 place of a module call that takes longer than that whatever is in it. So 0.1 % is what pays for the asking in a call of
 10 ms; the shipped models take more on one core. Of tiny-wan's call 1 % is answered for some 40 µs; tiny-world could
-answer 0.0005 %, which would cost more than it saves, and tiny-dit nothing.
+answer 0.0005 %, which would cost more than it saves, and tiny-dit nothing (what it repeats is found without a watched
+call).
 
 The watched call is slow: on the shipped models it takes as long as two or three plain ones. That is paid once for each
 set of shapes while a method is on a model: not again for another branch, prompt or trajectory of the same form. A model
@@ -72,7 +96,8 @@ every trajectory and branch.
 Written by `python -m tests.test_exact_classes` and checked by the same file: a tiny random model of each class, fp32,
 one branch, {steps} steps. *Calls* are module calls answered at each step, *FLOPs* their share of one call. Tiny models
 have about as many words as picture tokens, so **these shares are far above those of real ones**. They are counted, not
-timed. `none`: text and picture are one sequence from the start, the prompt is a class label, or there is none.
+timed, and what a call repeats is not among them. `none`: text and picture are one sequence from the start, the prompt
+is a class label, or there is none.
 
 | class | calls | FLOPs | held, bytes | answered |
 |---|---|---|---|---|

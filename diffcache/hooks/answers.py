@@ -63,11 +63,16 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-class _Verdicts:
-    """Flags on their way from the device to the host; nobody waits for them."""
+class Verdicts:
+    """Flags on their way from the device to the host; nobody waits for them.
 
-    def __init__(self, slots: Sequence[Slot], flags: Sequence[Tensor]) -> None:
-        self.slots, self._event = slots, None
+    Args:
+        keys: what each flag is about.
+        flags: scalars on one device.
+    """
+
+    def __init__(self, keys: Sequence[Any], flags: Sequence[Tensor]) -> None:
+        self._keys, self._event = keys, None
         stacked = torch.stack(list(flags))
         if stacked.is_cuda:
             self._flags = torch.empty(stacked.shape, dtype=torch.bool, pin_memory=True)
@@ -77,11 +82,11 @@ class _Verdicts:
         else:
             self._flags = stacked if stacked.device.type == "cpu" else stacked.cpu()
 
-    def read(self) -> dict[Slot, bool] | None:
+    def read(self) -> dict[Any, bool] | None:
         """The flags, or None if they have not arrived."""
         if self._event is not None and not self._event.query():
             return None
-        return dict(zip(self.slots, map(bool, self._flags.numpy()), strict=True))
+        return dict(zip(self._keys, map(bool, self._flags.numpy()), strict=True))
 
 
 class ExactMemory:
@@ -110,7 +115,7 @@ class ExactMemory:
         self.plan: Plan | None = None
         self.answers: dict[nn.Module, Answer] = {}
         self._doubts: list[tuple[Slot, Tensor]] = []
-        self._verdicts: _Verdicts | None = None
+        self._verdicts: Verdicts | None = None
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +140,7 @@ class ExactMemory:
     def settle(self) -> None:
         """Take note of comparisons that are done."""
         if self._doubts:
-            self._verdicts = _Verdicts(*zip(*self._doubts, strict=True))
+            self._verdicts = Verdicts(*zip(*self._doubts, strict=True))
             self._doubts = []
         outcome = self._verdicts.read() if self._verdicts is not None else None
         if outcome is not None:

@@ -180,6 +180,9 @@ def _unregister(module: nn.Module, registry: HookRegistry, name: str) -> None:
             following.fn_ref.original_forward = inner
         if not registry.hooks and not hook.had_forward:
             module.__dict__.pop("forward", None)
+    for other in map(registry.hooks.get, _names(module)):  # what this one found bare they leave bare
+        other.had_registry = other.had_registry and hook.had_registry
+        other.had_forward = other.had_forward and hook.had_forward
     if not registry.hooks and not hook.had_registry:
         del module._diffusers_hook
     _forget_children(module)

@@ -18,13 +18,14 @@ from .budget import check_budget
 from .clock import Clock
 from .compiled import Around
 from .conditioning import BranchLabel, Conditioning
-from .exact import ExactSavings, pays
+from .exact import ExactSavings, patience, pays
 from .familiar import Call, Likeness
 from .flow import leaves
 from .instants import instants
 from .listening import ListeningSegment
 from .making import make_site
 from .recipe import Recipe
+from .repeats import Repeats
 from .segment import Segment, Verdict
 from .sessions import Progress, Sessions
 from .sites import Answer, Run
@@ -63,8 +64,11 @@ class DenoiserHook(ModelHook):
         self.model, self.sessions = model, sessions
         self.label = BranchLabel(self._hear_label)
         self.weights, self.tree = WeightsWatch(model), ModuleTree(model)
-        moving = (anatomy.sample, anatomy.timestep)
-        self.exact = ExactSavings(model, moving, anatomy.conditioning) if pays(model, recipe.config.exact) else None
+        moving, wanted = (anatomy.sample, anatomy.timestep), recipe.config.exact
+        self.exact = (
+            ExactSavings(model, moving, anatomy.conditioning, patience(model, wanted)) if pays(model, wanted) else None
+        )
+        self.repeats = Repeats(model) if wanted is not False else None
         self.site = make_site(model, anatomy, recipe)
         self._now = instants(torch.device("cpu"))  # until a call shows where it runs
         #: around what is compiled and has hooks of the site inside
@@ -115,12 +119,17 @@ class DenoiserHook(ModelHook):
         try:
             run = Call(forward, *args, **kwargs)
             run.likeness = turn.likeness
+            if self.repeats is not None:
+                self.repeats.begin()
             answer = self._carry_out(turn, run)
             if answer.part and self.recipe.budget is not None:
                 check_budget(self.recipe, segment.branches.values())
         except BaseException:
             self.abort()
             raise
+        finally:
+            if self.repeats is not None:
+                self.repeats.end(branch.exact)
         computed = answer.part == 1.0
         letter = FULL if computed else self._note_prediction(turn, answer)
         branch.mark(step, letter)
@@ -226,8 +235,8 @@ class DenoiserHook(ModelHook):
             progress.trajectory, progress.closed = clock.trajectory, []
         clock.enter(self)
         kind = Segment if self.recipe.signal is None else ListeningSegment
-        total, always = self._segment_length(start), self.exact is not None
-        progress.segment = kind(self.recipe, self.site, clock, start, total, self.weights, always)
+        total, exact = self._segment_length(start), self.exact is not None
+        progress.segment = kind(self.recipe, self.site, clock, start, total, self.weights, exact)
 
     def _segment_length(self, start: int) -> int | None:
         """Steps until the trajectory ends, or until the other expert takes over."""
@@ -301,6 +310,8 @@ class DenoiserHook(ModelHook):
         self.leave()
         if self.exact is not None:
             self.exact.uninstall()
+        if self.repeats is not None:
+            self.repeats.uninstall()
         self.site.uninstall(model)
         detach(model)
 

@@ -35,16 +35,27 @@ Run = Callable[[], Any]
 
 #: least share of a call's FLOPs that all answers together must save: below, asking costs more than it saves
 LEAST_SHARE = 0.001
-#: least parameters of a denoiser that is watched unasked. A watched call takes some 50 ms more than a plain one, on any
-#: model and device: one of 4 million parameters, with calls of 10 ms, does not win that back in a generation
-LEAST_PARAMETERS = 50_000_000
+#: least parameters of a denoiser that is watched unasked
+LEAST_PARAMETERS = 1_000_000
+#: below these it is watched from its second trajectory on. A watched call takes some 50 ms more than a plain one, on
+#: any model and device: one with calls of 10 ms does not win that back in a generation, but in those that follow
+SMALL_PARAMETERS = 50_000_000
 #: passes that are watched in one trajectory at most: each one learns of another argument that moves
 _MOST_WATCHES = 3
 
 
 def pays(model: nn.Module, wanted: bool | None) -> bool:
     """Whether exact savings are worth looking for; ``wanted`` is what the user says, None where nothing."""
-    return sum(p.numel() for p in model.parameters()) >= LEAST_PARAMETERS if wanted is None else wanted
+    return _size(model) >= LEAST_PARAMETERS if wanted is None else wanted
+
+
+def patience(model: nn.Module, wanted: bool | None) -> int:
+    """Trajectories that pass before the first call is watched."""
+    return int(wanted is None and _size(model) < SMALL_PARAMETERS)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 class ExactSavings:
@@ -54,10 +65,12 @@ class ExactSavings:
         model: the denoiser.
         moving: arguments that the sampler moves (sample and timestep); others that move are found out.
         conditioning: arguments that the caller has proved to be the same within a branch.
+        patience: trajectories that pass before anything is watched.
     """
 
-    def __init__(self, model: nn.Module, moving: Sequence[str], conditioning: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, moving: Sequence[str], conditioning: Sequence[str], patience: int = 0) -> None:
         self._model, self._conditioning = model, frozenset(conditioning)
+        self._patience, self._begun = patience, 0
         self._moving = set(moving)
         self._plans: dict[Any, Plan] = {}
         self._proved: set[nn.Module] = set()
@@ -95,6 +108,7 @@ class ExactSavings:
             forward: the denoiser's; it may run more than once.
             full: whether the whole denoiser runs, so that it can be watched.
         """
+        memory.idle = memory.idle or self._begun <= self._patience
         if memory.idle:
             return forward
         memory.turn += 1
@@ -113,6 +127,10 @@ class ExactSavings:
         Args:
             compiled: what is called is a compiled wrapper of the model.
         """
+        self._begun += 1
+        self._look_around(compiled)
+
+    def _look_around(self, compiled: bool = False) -> None:
         limits = None if compiled else bounds(self._model)
         if limits != self._limits or self._parts is None or not self._parts.same:
             self._drop_plans()
@@ -136,7 +154,7 @@ class ExactSavings:
     def _look(self, weights: Any) -> None:
         """A step begins: the model is looked at once for all branches."""
         if self._parts is None or not self._parts.same:
-            self.begin()
+            self._look_around()
         if weights != self._weights:
             self._weights = weights
             self._drop_plans()

@@ -237,6 +237,8 @@ class Handle:
                 continue
             if hook.exact is not None:
                 hook.exact.begin(compiled=current is not model)
+            if hook.repeats is not None:
+                hook.repeats.look(compiled=current is not model)
             hook.look_again()
             hook.places = settle(model, None if current is model else current)
             if hook.places and not hook.site.traced:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .given import version
 
 #: torch's own bookkeeping, and that of hooks
-_ASIDE = frozenset(vars(nn.Module())) | {"_diffusers_hook", "_hf_hook", "diffcache"}
+OWN_NAMES = frozenset(vars(nn.Module())) | {"_diffusers_hook", "_hf_hook", "diffcache"}
 _DEPTH = 3
 
 
@@ -80,7 +80,7 @@ def _in(owner: dict[str, Any], value: Any, way: tuple[Any, ...]) -> Iterator[Kep
         if isinstance(part, Tensor):
             if not part.is_meta:
                 yield Kept(part, version(part), owner, (*way, key))
-        elif len(way) + 1 < _DEPTH and key not in _ASIDE and not isinstance(part, (nn.Module, type)):
+        elif len(way) + 1 < _DEPTH and key not in OWN_NAMES and not isinstance(part, (nn.Module, type)):
             yield from _in(owner, part, (*way, key))
 
 

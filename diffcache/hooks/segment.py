@@ -43,7 +43,7 @@ class Segment:
         start: step of the trajectory at which the segment begins.
         total: number of steps of the segment, None while unknown.
         watch: of the denoiser's weights.
-        always: whether somebody needs :attr:`weights` at every step.
+        exact: whether exact savings need :attr:`weights` at every step, as long as they have something to answer.
 
     Attributes:
         keeps: whether anything will ever be predicted here, so that storing outputs has a purpose.
@@ -60,10 +60,10 @@ class Segment:
         start: int,
         total: int | None,
         watch: WeightsWatch,
-        always: bool = False,
+        exact: bool = False,
     ) -> None:
         self.recipe, self.site, self.start, self.total = recipe, site, start, total
-        self._clock, self._watch, self._always = clock, watch, always
+        self._clock, self._watch, self._exact = clock, watch, exact
         self._counts = recipe.axis == "index"
         self.schedule = self._new_schedule()
         self.keeps = total is not None and self.schedule.max_skip > 0
@@ -119,7 +119,9 @@ class Segment:
     @property
     def _must_look(self) -> bool:
         """Whether the weights of a computed step have to be known."""
-        return self._always or (self.keeps and (self.weights is None or self._watch.adapted))
+        if self._exact and not all(branch.exact.idle for branch in self.branches.values()):
+            return True
+        return self.keeps and (self.weights is None or self._watch.adapted)
 
     def _look(self, step: int) -> bool:
         """Whether the weights are no longer those that made what is stored; it is forgotten then."""

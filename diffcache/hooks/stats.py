@@ -111,8 +111,9 @@ def _segment_line(s: SegmentStats) -> str:
     line = f"  {s.expert}/{s.branch}: {s.decisions}  computed {s.computed}, predicted {s.predicted}"
     line += f"; {s.compute_seconds:.2f} s compute, {s.predict_seconds:.3f} s predict"
     if s.exact_calls:
-        line += f"\n    {s.exact_calls} module calls from memory, bit-exact: {s.exact_flops / 1e9:.2g} GFLOP less"
-        line += f" for {size_text(s.exact_bytes)}"
+        line += f"\n    {s.exact_calls} module calls from memory, bit-exact"
+    if s.exact_flops:
+        line += f": {s.exact_flops / 1e9:.2g} GFLOP less for {size_text(s.exact_bytes)}"
     if PARTIAL in s.decisions:
         line += "".join(f"\n    {_samples(n)}: {letters}" for letters, n in Counter(s.samples).items())
     if s.together:

@@ -19,8 +19,9 @@ from .keeping import Kept, kept_tensors
 from .outputs import flatten
 
 EXACT_NAME = f"{HOOK_NAME}_exact"
-#: hooks that only move or cast weights: a call that is left out needs none of that
-_CARRIERS = frozenset({"group_offloading", "layerwise_casting", "layer_execution_tracker", EXACT_NAME})
+REPEAT_NAME = f"{HOOK_NAME}_repeat"
+#: hooks that only move or cast weights, or answer as the module would: a call that is left out needs none of that
+_CARRIERS = frozenset({"group_offloading", "layerwise_casting", "layer_execution_tracker", EXACT_NAME, REPEAT_NAME})
 #: hooks of ours that pass results on as they are wherever the whole denoiser runs, and leave out none but whole blocks
 _WATCHERS = frozenset(f"{HOOK_NAME}_{part}" for part in ("block", "exit", "inside"))
 
@@ -116,7 +117,7 @@ class Watch:
             if module is not self._model:
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        self._before = {module: _attributes(module) for module in self._names}
+        self._before = {module: attributes(module) for module in self._names}
         try:
             with self.flow, self.flow.reads:
                 yield
@@ -160,7 +161,7 @@ class Watch:
         same = len(list(leaves((args, kwargs)))) == call.given
         if call.spoilt or not same or module in self._closed or not self._repeats(call, result):
             return
-        if all(_attributes(part) == self._before.get(part) for part in module.modules()):
+        if all(attributes(part) == self._before.get(part) for part in module.modules()):
             slot = Slot(self._names[module], module, self.flow.flops - call.flops)
             del self.found[call.found :]  # what is inside need not be held as well
             self.found.append(Found(slot, result, self.flow.clock))
@@ -178,7 +179,7 @@ class Watch:
         return flops >= LEAST_FLOPS * sum(t.numel() for t in tensors) or (weightless and operations >= LEAST_OPERATIONS)
 
 
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
+def attributes(module: nn.Module) -> tuple[Any, ...]:
     """What a call could change on a module: identities, and lengths of what can grow."""
     names, values = zip(*module._buffers.items(), *vars(module).items(), strict=True)
     return names, list(map(id, values)), [len(value) for value in values if isinstance(value, (list, dict, set))]

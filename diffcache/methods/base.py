@@ -60,8 +60,9 @@ class MethodConfig(NamedConfig):
         cooldown: last steps that are always computed.
         max_skip: longest run of predicted steps; 0 never skips.
         exact: whether what does not depend on sample and timestep is computed once a trajectory, bit for bit as the
-            bare model computes it (docs/exact.md). None: for denoisers of 50 million parameters or more; the calls of
-            smaller ones are so short that looking for it costs more than it saves.
+            bare model computes it (docs/exact.md), and what a call repeats once a call. None: the first of it for
+            denoisers of 1 million parameters or more, below 50 million from the second trajectory on; the calls of
+            small ones are so short that looking for it costs more than one trajectory saves.
         memory: most that may be held for reuse on the denoiser's device, in bytes or as text (``"200MB"``,
             ``"1.5GiB"``); less than the method needs is refused with what it needs (docs/memory.md). None: no limit.
         cache_dtype: dtype in which cached values rest: ``float16``, ``bfloat16`` or ``float32``; None is their own.
