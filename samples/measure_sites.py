@@ -42,12 +42,14 @@ class Variant:
 
     Attributes:
         label: row of the table.
+        column: number of its column.
         put: puts them on a model; takes the number of steps.
         stores: whether they keep what they compute, for a prediction that may come.
         theirs: diffusers' hooks.
     """
 
     label: str
+    column: int
     put: Callable[[nn.Module, int], Any]
     stores: bool = True
     theirs: bool = False
@@ -77,19 +79,20 @@ def _ours(method: str, settings: dict[str, Any], model: nn.Module, steps: int) -
 
 
 def variants(only: Collection[str] | None = None) -> list[Variant]:
-    """Every site (of ``only``, if given) never skipping, and storing; diffusers' hooks."""
+    """Every site (of ``only``, if given) never skipping, storing, and storing alone; diffusers' hooks."""
     rows = []
     for site, (method, never, stores) in SITES.items():
         if only is not None and site not in only:
             continue
         label = f"{site} (`{method}`)"
-        rows.append(Variant(label, partial(_ours, method, never), stores=False))
-        rows.append(Variant(label, partial(_ours, method, stores)))
-    first = Variant("diffusers' FirstBlockCache", lambda model, steps: put_first_block(model, 0.0), theirs=True)
-    taylor = Variant(
-        "diffusers' TaylorSeer, same modules", lambda model, steps: put_taylorseer(model, steps + 1, 1, 1), theirs=True
-    )
-    return [*rows, first, taylor]
+        rows.append(Variant(label, 0, partial(_ours, method, never), stores=False))
+        rows.append(Variant(label, 1, partial(_ours, method, stores)))
+        rows.append(Variant(label, 2, partial(_ours, method, dict(stores, exact=False))))
+    theirs = {
+        "diffusers' FirstBlockCache": lambda model, steps: put_first_block(model, 0.0),
+        "diffusers' TaylorSeer, same modules": lambda model, steps: put_taylorseer(model, steps + 1, 1, 1),
+    }
+    return [*rows, *(Variant(label, 2, put, theirs=True) for label, put in theirs.items())]
 
 
 @dataclass
@@ -162,25 +165,25 @@ def _check(variant: Variant, twin: nn.Module) -> None:
 
 
 def overhead_table(name: str, rows: list[tuple[Variant, Ratios]], bare: float) -> list[str]:
-    """One row a site: hooks that keep nothing, hooks that store or listen."""
+    """One row a site: hooks that keep nothing, hooks that store or listen, and these without exact savings."""
     lines = [
         f"### {name}: {bare * 1e3:.1f} ms a call",
         "",
-        "| hooks | never skip | store or listen |",
-        "|---|---|---|",
+        "| hooks | never skip | store or listen | the same with `exact=False` |",
+        "|---|---|---|---|",
     ]
-    table: dict[str, dict[bool, str]] = {}
+    table: dict[str, list[str]] = {}
     for variant, ratios in rows:
-        table.setdefault(variant.label, {})[variant.stores] = str(ratios)
-    return lines + [f"| {label} | {cells.get(False, '')} | {cells[True]} |" for label, cells in table.items()] + [""]
+        table.setdefault(variant.label, ["", "", ""])[variant.column] = str(ratios)
+    return lines + [f"| {label} | {' | '.join(cells)} |" for label, cells in table.items()] + [""]
 
 
 def memory_rows(name: str, recording: Recording, tick: Callable[[], None]) -> list[str]:
     """One row an order."""
     rows = []
     for order in ORDERS:
-        full, half, ours, lite = memory(recording, order)
-        cells = [name, order, *(f"{value / 1e3:.0f}" for value in (full, half, ours, lite)), f"1/{full / lite:.0f}"]
+        held = memory(recording, order)
+        cells = [name, order, *(f"{value / 1e3:.0f}" for value in held), f"1/{held[0] / held[-1]:.0f}"]
         rows.append(f"| {' | '.join(map(str, cells))} |")
         tick()
     return rows
@@ -206,18 +209,21 @@ Written by `python samples/measure_sites.py` (`make bench-sites`); do not edit. 
 ## Overhead when nothing is skipped
 
 Time of a denoiser call with hooks over that of the bare model with the same weights and inputs, in pairs of calls that
-take turns: the median of all pairs, and the medians of the best and the worst repeat. Left, settings that compute every
-step (`interval=1`, a threshold of 0, `max_skip=0` for `fbcache`, which at 0 skips what stands still): they store and
-hear nothing. Right, computed steps that store for a prediction that may come (`interval=2`), or that listen and find
-that the signal moved. diffusers' hooks store and listen whatever their settings are.
+take turns: the median of all pairs, and the medians of the best and the worst repeat. First, settings that compute
+every step (`interval=1`, a threshold of 0, `max_skip=0` for `fbcache`, which at 0 skips what stands still): they store
+and hear nothing. Then computed steps that store for a prediction that may come (`interval=2`), or that listen and find
+that the signal moved, as diffusers' hooks do whatever their settings are. Both with [exact savings](exact.md), as every
+method has them unless told otherwise: where they save more than the hooks cost, a ratio is below 1. The last column is
+the hooks' own cost, without them.
 """
 MEMORY = """## Memory of taylorseer
 
 Kilobytes of a branch, interval 5. diffusers' hooks are on the same modules (by default they find none here), with
-factors in fp32 as here and in bf16 as they come.
+factors in fp32 and in bf16, as they come. Here values rest in the dtype that they have, fp32 on these models, or in
+`cache_dtype`.
 
-| model | order | diffusers, fp32 | diffusers, bf16 | `taylorseer` | `taylorseer:lite` | lite to diffusers |
-|---|---|---|---|---|---|---|"""
+| model | order | diffusers, fp32 | `taylorseer` | diffusers, bf16 | `cache_dtype=bfloat16` | `lite` | lite to fp32 |
+|---|---|---|---|---|---|---|---|"""
 READS = """## Host reads of the drift schedules
 
 Reads of the device by our engine in a step, over all its denoiser calls: the first step, the most and the mean of the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ def our_bytes(recording: Recording, method: str, **settings: Any) -> int:
 
 
 def memory(recording: Recording, order: int) -> list[int]:
-    """Bytes a branch: diffusers in fp32 and as it comes (bf16), ``taylorseer``, ``taylorseer:lite``."""
-    theirs = [their_bytes(recording, order, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return theirs + [our_bytes(recording, name, interval=5, order=order) for name in ("taylorseer", "taylorseer:lite")]
+    """Bytes a branch: diffusers' in fp32 beside ours, the same in bf16, ``taylorseer:lite``."""
+    held, ours = [], partial(our_bytes, recording, interval=5, order=order)
+    for dtype, settings in ((torch.float32, {}), (torch.bfloat16, dict(cache_dtype="bfloat16"))):
+        held += [their_bytes(recording, order, dtype), ours("taylorseer", **settings)]
+    return [*held, ours("taylorseer:lite")]
 
 
 #: every schedule that listens to what it measures, with settings at which it skips on the embedded models

@@ -41,7 +41,7 @@ pytestmark = [
 classes = pytest.mark.parametrize("name", DENOISERS)
 sites = pytest.mark.parametrize("site", METHODS)
 #: ways with the hooks of another one: what concerns hooks and lifetimes alone is checked on that one
-SAME_HOOKS = {"attention": "module", "block": "module", "modulated": "first"}
+SAME_HOOKS = {"attention": "module", "block": "module", "body": "first", "modulated": "first", "output": "rate"}
 hooks = pytest.mark.parametrize(
     "site", [pytest.param(site, marks=pytest.mark.slow if site in SAME_HOOKS else ()) for site in METHODS]
 )
