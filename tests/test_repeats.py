@@ -79,6 +79,21 @@ def test_other_shapes_are_looked_at_anew(cfg):
         assert all(segment.exact_calls for segment in model.diffcache.stats().segments)
 
 
+def test_generations_of_two_shapes_may_take_turns():
+    class Counted(Timesteps):
+        runs = []
+
+        def forward(self, timesteps):
+            Counted.runs.append(0)
+            return super().forward(timesteps)
+
+    model, bare = put(dit(Counted)), dit()
+    for _ in range(2):
+        assert sample("dit", model, 4, size=2, cfg="none").equals(sample("dit", bare, 4, size=2, cfg="none"))
+        assert sample("dit", model, 4, size=3, cfg="batched").equals(sample("dit", bare, 4, size=3, cfg="batched"))
+    assert len(Counted.runs) == 4 * 4 + 2 * (ASKED - 1)  # each shape is looked at once
+
+
 def test_each_run_that_is_left_out_is_one_that_the_model_does_not_make():
     class Counted(Timesteps):
         runs = []
@@ -108,6 +123,13 @@ def test_predictions_are_the_same_with_and_without():
         assert "c" in with_it.diffcache.stats().segments[0].decisions
     assert saved(with_it)
     assert not saved(without)
+
+
+def test_a_predicted_step_that_runs_one_of_them_tells_nothing():
+    model, without = (put(dit(), "interval:interval=2,warmup=0,site=body", exact=exact) for exact in (True, False))
+    run(model, steps=9)  # the first call is watched for what holds for a trajectory, the second one is predicted
+    assert saved(model)
+    assert same(run(model, 3, 9), run(without, 3, 9))
 
 
 def test_stats_say_so_without_numbers_that_are_nothing():

@@ -129,7 +129,7 @@ class DenoiserHook(ModelHook):
             raise
         finally:
             if self.repeats is not None:
-                self.repeats.end(branch.exact)
+                self.repeats.end(branch.exact, full=turn.verdict is Verdict.COMPUTE)
         computed = answer.part == 1.0
         letter = FULL if computed else self._note_prediction(turn, answer)
         branch.mark(step, letter)

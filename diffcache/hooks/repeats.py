@@ -70,16 +70,17 @@ class Repeats:
         for group in self._groups:
             group.settle()
 
-    def end(self, memory: ExactMemory) -> None:
+    def end(self, memory: ExactMemory, full: bool) -> None:
         """It is over: nothing is held any longer, and twins that got other values than one another are let alone.
 
         Args:
             memory: of the call's branch; counts what was left out.
+            full: whether the whole denoiser ran.
         """
         self.active = False
         for group in tuple(self._groups):
             memory.calls += group.answered
-            if not group.rest():
+            if not group.rest(full):
                 self._groups.remove(group)
                 _take_off(group)
 
@@ -126,7 +127,7 @@ class Run:
 
 
 class Group:
-    """Twins, and what is known of them for one form of their argument.
+    """Twins, and what is known of them.
 
     Attributes:
         modules: the twins.
@@ -137,27 +138,30 @@ class Group:
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules, self.answered = modules, 0
         self.first: Run | None = None
-        self._form: Any = None
-        self._pure = self._proved = False
-        self._doubted: Run | None = None
-        self._doubts: list[Tensor] = []
+        #: form of the argument -> whether one run stands for all; None while that is not known
+        self._known: dict[Any, bool | None] = {}
+        self._doubted: tuple[Any, Run] | None = None  # form and first run
+        self._doubts: list[tuple[Any, Tensor]] = []
         self._verdicts: Verdicts | None = None
 
     def run(self, module: nn.Module, forward: Forward, given: Tensor) -> Any:
         """What ``module`` returns, with a look at it."""
-        doubted = self._doubted
-        if doubted is not None and doubted.given is given and doubted.again() is not None:
-            result = forward(given)
-            self._doubts.append(doubted.equals(result))
-            return result
+        if self._doubted is not None:
+            form, first = self._doubted
+            if first.given is given and first.again() is not None:
+                result = forward(given)
+                self._doubts.append((form, first.equals(result)))
+                return result
         form = given.shape, given.stride(), given.dtype, given.device
-        if form == self._form:
+        if form in self._known:
             result = forward(given)
         else:
-            self._form, self._proved, self._doubts, self._verdicts = form, False, [], None
-            result, self._pure = _watched(module, forward, given)
-        run = Run(given, result) if self._pure else None
-        self.first, self._doubted = (run, None) if self._proved else (None, run)
+            result, pure = _watched(module, forward, given)
+            self._known[form] = None if pure else False
+        stands = self._known[form]
+        if stands is not False:
+            run = Run(given, result)
+            self.first, self._doubted = (run, None) if stands else (None, (form, run))
         return result
 
     def settle(self) -> None:
@@ -165,16 +169,18 @@ class Group:
         outcome = self._verdicts.read() if self._verdicts is not None else None
         if outcome is not None:
             self._verdicts = None
-            self._pure = self._proved = all(outcome.values())
+            for form in {form for form, _ in outcome}:
+                self._known[form] = all(same for (other, _), same in outcome.items() if other == form)
 
-    def rest(self) -> bool:
+    def rest(self, full: bool) -> bool:
         """It is over: hold nothing. Whether there is anything to be had from the group."""
-        self.first = self._doubted = None
-        self.answered = 0
+        if full and self._doubted is not None and not self._doubts and self._verdicts is None:
+            self._known[self._doubted[0]] = False  # twins that got other values than one another
         if self._doubts and self._verdicts is None:
-            self._verdicts = Verdicts(range(len(self._doubts)), self._doubts)
-        self._doubts = []
-        return self._proved or self._verdicts is not None or self._form is None
+            forms, flags = zip(*self._doubts, strict=True)
+            self._verdicts = Verdicts([(form, number) for number, form in enumerate(forms)], flags)
+        self.first, self._doubted, self._doubts, self.answered = None, None, [], 0
+        return not self._known or any(stands is not False for stands in self._known.values())
 
 
 class _TwinHook(ModelHook):
