@@ -31,6 +31,9 @@ from .watch import LEAST_OPERATIONS, REPEAT_NAME, attributes
 
 Forward = Callable[..., Any]
 
+#: calls in which a twin may run alone (a body is proved by one that skips its blocks) before its group is let alone
+_MOST_ALONE = 3
+
 
 class Repeats:
     """The modules of one denoiser that are twins: without weights, of one class, with equal attributes.
@@ -143,6 +146,7 @@ class Group:
         self._doubted: tuple[Any, Run] | None = None  # form and first run
         self._doubts: list[tuple[Any, Tensor]] = []
         self._verdicts: Verdicts | None = None
+        self._alone = 0  # calls in a row in which no twin got what the first one had got
 
     def run(self, module: nn.Module, forward: Forward, given: Tensor) -> Any:
         """What ``module`` returns, with a look at it."""
@@ -174,8 +178,10 @@ class Group:
 
     def rest(self, full: bool) -> bool:
         """It is over: hold nothing. Whether there is anything to be had from the group."""
-        if full and self._doubted is not None and not self._doubts and self._verdicts is None:
-            self._known[self._doubted[0]] = False  # twins that got other values than one another
+        if full and self._doubted is not None and self._verdicts is None:
+            self._alone = 0 if self._doubts else self._alone + 1
+            if self._alone >= _MOST_ALONE:
+                self._known[self._doubted[0]] = False  # its twins get other values, if any
         if self._doubts and self._verdicts is None:
             forms, flags = zip(*self._doubts, strict=True)
             self._verdicts = Verdicts([(form, number) for number, form in enumerate(forms)], flags)
