@@ -1,5 +1,7 @@
 """One thread: the models of the tests are tiny, and a busy machine then slows them evenly instead of stalling them."""
 
+import gc
+
 import pytest
 import torch
 
@@ -14,3 +16,15 @@ def pytest_collection_modifyitems(items):
         name = parameters.params.get("name") if parameters is not None else None
         by_class = "test_denoisers_" in item.nodeid or "test_exact_classes" in item.nodeid
         item.add_marker(pytest.mark.xdist_group(str(name) if by_class and name else item.nodeid.split("::")[0]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Modules and tests stay to the end: nobody looks through them for garbage again, which took up to a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    gc.unfreeze()  # what others look for at the end is found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 import diffcache
+import diffcache.__main__
 from diffcache import cli
 from diffcache.cli_stopping import NOTHING, StoppedError, kept_answers, stoppable
 from diffcache.schedules.files import read_calibration, write_calibration
@@ -456,6 +458,21 @@ def test_ctrl_c_says_in_one_line_what_is_kept(run, case, tmp_path):
     assert (answer.code, answer.err.count("\n")) == (130, 1)
     assert re.match(f"interrupted: {expected}", answer.err)
     assert ("kept in" in expected) == bool(list(tmp_path.glob("out/*")))
+
+
+def test_ctrl_c_while_the_command_line_itself_is_imported(monkeypatch, capsys):
+    real = builtins.__import__
+
+    def interrupted(name, *args, **kwargs):
+        if name == "cli":  # from .cli import ...
+            raise KeyboardInterrupt
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        diffcache.__main__.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == f"interrupted: {NOTHING}\n"
 
 
 def test_what_was_kept_at_ctrl_c_is_not_done_again(run, tmp_path):

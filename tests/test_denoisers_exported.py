@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import diffusers
 import diffusers.models
@@ -36,6 +37,7 @@ def test_nothing_is_left_out_without_a_reason():
     assert not [name for name in DENOISERS if exclusion(name)]
 
 
+@cache
 def rows() -> dict[str, str]:
     """The rows on the page, by class."""
     lines = (line for line in PATH.read_text().splitlines() if line.startswith("| "))

@@ -313,12 +313,22 @@ METHODS_OF_PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS_OF_PIPELINES)
+CALLS = {
+    "tiny-dit": dict(class_labels=[3]),
+    "tiny-wan": dict(prompt="turns left", height=48, width=64, num_frames=9, max_sequence_length=16),
+}
+#: one method a site is enough on a film, whose calls are long
+ON_FILMS = ("worldcache", "fbcache", "toca")
+
+
 @pytest.mark.parametrize(
-    ("name", "call"),
+    ("name", "call", "method"),
     [
-        ("tiny-dit", dict(class_labels=[3])),
-        ("tiny-wan", dict(prompt="turns left", height=48, width=64, num_frames=9, max_sequence_length=16)),
+        pytest.param(
+            name, call, method, marks=pytest.mark.slow if name == "tiny-wan" and method not in ON_FILMS else ()
+        )
+        for name, call in CALLS.items()
+        for method in METHODS_OF_PIPELINES
     ],
 )
 def test_a_pipeline_holds_what_was_estimated(name, call, method):

@@ -24,6 +24,7 @@ from .flow import leaves
 from .instants import instants
 from .listening import ListeningSegment
 from .making import make_site
+from .passes import Forward
 from .recipe import Recipe
 from .repeats import Repeats
 from .segment import Segment, Verdict
@@ -113,23 +114,7 @@ class DenoiserHook(ModelHook):
             return forward(*args, **kwargs)
         branch, segment, step = turn.branch, turn.segment, turn.step
         decided = now()
-        if self.exact is not None and (turn.verdict is not Verdict.PREDICT or self.site.runs):
-            full = turn.verdict is Verdict.COMPUTE
-            forward = self.exact.turn(branch.exact, inputs, segment.weights, forward, full)
-        try:
-            run = Call(forward, *args, **kwargs)
-            run.likeness = turn.likeness
-            if self.repeats is not None:
-                self.repeats.begin()
-            answer = self._carry_out(turn, run)
-            if answer.part and self.recipe.budget is not None:
-                check_budget(self.recipe, segment.branches.values())
-        except BaseException:
-            self.abort()
-            raise
-        finally:
-            if self.repeats is not None:
-                self.repeats.end(branch.exact, full=turn.verdict is Verdict.COMPUTE)
+        answer = self._answer(turn, forward, args, kwargs)
         computed = answer.part == 1.0
         letter = FULL if computed else self._note_prediction(turn, answer)
         branch.mark(step, letter)
@@ -138,6 +123,27 @@ class DenoiserHook(ModelHook):
             segment.settle(step)  # what was computed decides about the coming steps
         branch.laps.append((letter, began, decided, ran, now()))
         return answer.result
+
+    def _answer(self, turn: _Turn, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        """What becomes of a call, with exact savings; after an exception nothing of its trajectory is used again."""
+        memory, segment, full = turn.branch.exact, turn.segment, turn.verdict is Verdict.COMPUTE
+        if self.exact is not None and (turn.verdict is not Verdict.PREDICT or self.site.runs):
+            forward = self.exact.turn(memory, turn.inputs, segment.weights, forward, full)
+        if self.repeats is not None:
+            self.repeats.begin()
+        try:
+            run = Call(forward, *args, **kwargs)
+            run.likeness = turn.likeness
+            answer = self._carry_out(turn, run)
+            if answer.part and self.recipe.budget is not None:
+                check_budget(self.recipe, segment.branches.values())
+            return answer
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            if self.repeats is not None:
+                self.repeats.end(memory, full)
 
     def _choose_graphs(self, inputs: dict[str, Any], keeps: bool) -> None:
         """What is compiled around the site's hooks runs as it is written while the site has to learn from it.

@@ -12,6 +12,8 @@ tables - returns its first results from then on, the very same tensors. Nothing 
 
 In doubt a module computes: in training, with gradients, when compiled, where it draws random numbers, writes to what it
 was given, takes an object that may change, holds other people's hooks, or runs more than once in a pass.
+
+What one pass computes more than once is another matter: see :mod:`.repeats`.
 """
 
 from __future__ import annotations

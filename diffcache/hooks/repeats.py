@@ -13,7 +13,6 @@ its attributes are more than plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,9 +26,8 @@ from .compiled import is_compiled
 from .flow import Flow, Frame
 from .given import is_plain
 from .keeping import OWN_NAMES
+from .passes import Forward
 from .watch import LEAST_OPERATIONS, REPEAT_NAME, attributes
-
-Forward = Callable[..., Any]
 
 #: calls in which a twin may run alone (a body is proved by one that skips its blocks) before its group is let alone
 _MOST_ALONE = 3

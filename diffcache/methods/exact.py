@@ -1,4 +1,4 @@
-"""The exact savings alone: every step is computed, and what every step would compute alike is computed once."""
+"""The exact savings alone: every step is computed, and what steps or blocks would compute alike is computed once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .base import MethodConfig
 class ExactConfig(MethodConfig):
     """Bit for bit the bare model, with what depends on prompt, positions and shapes alone computed once a trajectory.
 
-    Text projections, keys and values of cross-attention, refiners that do not see the timestep, rotary tables. Every
-    method has these savings (``exact=False`` switches them off); here they are alone. See :mod:`diffcache.hooks.exact`.
+    Text projections, keys and values of cross-attention, refiners that do not see the timestep, rotary tables; and once
+    a call what its blocks repeat. Every method has these savings (``exact=False`` switches them off); here they are
+    alone. See :mod:`diffcache.hooks.exact` and :mod:`diffcache.hooks.repeats`.
     Memory of one branch: the sum, over the module calls that are answered from memory, of
     ``numel(result) * element_size`` bytes.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from functools import cache
 
 import diffusers.models
 from torch import nn
@@ -36,6 +37,7 @@ def exclusion(name: str) -> str | None:
     return next((reason for rule, reason in EXCLUDED if rule(name)), None)
 
 
+@cache
 def timed_classes() -> dict[str, type[nn.Module]]:
     """Model classes that diffusers exports and whose ``forward`` takes a timestep."""
     exported = {name: getattr(diffusers.models, name) for name in dir(diffusers.models)}
@@ -48,6 +50,7 @@ def timed_classes() -> dict[str, type[nn.Module]]:
     }
 
 
+@cache
 def denoiser_classes() -> list[str]:
     """Names of the transformer denoisers among them."""
     return [name for name in timed_classes() if exclusion(name) is None]
