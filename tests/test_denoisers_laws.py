@@ -18,6 +18,8 @@ from .denoisers.conformance import outcome
 from .denoisers.running import (
     LISTENING,
     METHODS,
+    SAME_CACHES,
+    SAME_HOOKS,
     STEPS,
     bare,
     equal,
@@ -40,11 +42,19 @@ pytestmark = [
 
 classes = pytest.mark.parametrize("name", DENOISERS)
 sites = pytest.mark.parametrize("site", METHODS)
-#: ways with the hooks of another one: what concerns hooks and lifetimes alone is checked on that one
-SAME_HOOKS = {"attention": "module", "block": "module", "body": "first", "modulated": "first", "output": "rate"}
-hooks = pytest.mark.parametrize(
-    "site", [pytest.param(site, marks=pytest.mark.slow if site in SAME_HOOKS else ()) for site in METHODS]
-)
+
+
+def _one_of_each(alike):
+    """Every site; those that are like another one with the slow tests."""
+    return pytest.mark.parametrize(
+        "site", [pytest.param(site, marks=pytest.mark.slow if site in alike else ()) for site in METHODS]
+    )
+
+
+#: what concerns hooks and lifetimes alone
+hooks = _one_of_each(SAME_HOOKS)
+#: what concerns what is kept, and what is read of it
+caches = _one_of_each(SAME_CACHES)
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +112,7 @@ def test_law_3_a_new_shape_in_mid_trajectory_recomputes(name, site):
     assert equal(outputs[due : due + 1], bare(name, 0, 2)[due : due + 1])
 
 
-@sites
+@caches
 @classes
 def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted_one(name, site):
     reads, per_step = Reads(), []
@@ -127,7 +137,7 @@ def test_law_4_the_host_reads_once_for_a_computed_step_and_never_for_a_predicted
         assert count <= (letter in "Fp" or listens), (decided, counts, reads.names)
 
 
-@sites
+@caches
 @classes
 def test_law_5_no_prediction_comes_from_what_is_not_finite(name, site):
     clean, decided = fresh(name, site)

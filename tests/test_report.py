@@ -183,7 +183,11 @@ def test_failing_method_is_a_row_and_the_rest_goes_on(tmp_path):
     ("model", "known"),
     [
         ("tiny-dit", "diffsparse.safetensors: steps: made for 50, but here it is 5"),
-        ("tiny-world", "diffsparse needs the model's learned table: run `diffcache calibrate --model MODEL"),
+        pytest.param(
+            "tiny-world",
+            "diffsparse needs the model's learned table: run `diffcache calibrate --model MODEL",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_method_that_needs_several_runs_takes_the_shipped_file_or_names_the_command(model, known, tmp_path):

@@ -52,6 +52,9 @@ METHODS: dict[str, Way] = {
     # its rate is a change over a change: something has to move first
     "rate": Way("easycache", dict(threshold=1e9, warmup=2, max_skip=2), listens=True, still=1),
 }
+#: ways with the hooks of another one, and ways with the cache of another one
+SAME_HOOKS = {"attention": "module", "block": "module", "body": "first", "modulated": "first", "output": "rate"}
+SAME_CACHES = {"attention": "module", "modulated": "first"}
 LISTENING = [site for site, way in METHODS.items() if way.listens]
 
 Outputs = list[list[Tensor]]

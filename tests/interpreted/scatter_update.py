@@ -72,8 +72,14 @@ def test_the_order_of_the_rows_does_not_matter():
 
 
 @pytest.mark.parametrize("ranked", [False, True], ids=["dense", "ranked"])
-@pytest.mark.parametrize(("n", "k", "following", "d"), [(19, 7, 11, 72), (8, 8, 8, 64), (5, 1, 1, 1152), (6, 2, 0, 8)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "n", "k", "following", "d"),
+    [
+        *((dtype, 6, 3, 4, 72) for dtype in DTYPES),
+        *((torch.bfloat16, *size) for size in ((11, 7, 5, 24), (8, 8, 8, 64), (5, 1, 1, 1152), (6, 2, 0, 8))),
+    ],
+    ids=str,
+)
 def test_one_pass_is_two(dtype, n, k, following, d, ranked):
     """F equals G after S, both in Triton: stream and cache to the bit, rows to the bit as well."""
     args = setup(dtype, n, k, d, ranked=ranked)
