@@ -95,7 +95,7 @@ class ExactMemory:
     Memory: the sum, over the module calls that are answered, of ``numel(result) * element_size`` bytes.
 
     Attributes:
-        calls: module calls answered from memory.
+        calls: module calls answered from memory, and those that another one of the same denoiser call stood for.
         flops: of those calls (matrix products, convolutions, attention; a multiplication and an addition are 2).
         peak_bytes: most that was held at any time.
         turn: denoiser calls so far.

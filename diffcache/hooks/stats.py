@@ -31,8 +31,9 @@ class SegmentStats:
         compute_seconds, predict_seconds, decide_seconds: parts of the time inside denoiser calls; what a method
             measures inside the model (``fbcache``) counts to the part that follows it.
         cached_bytes: most memory held for reuse at any time.
-        exact_calls, exact_flops: module calls whose results do not depend on the step and were answered from memory,
-            and what they would have cost (see :mod:`.exact`); they count as computed everywhere else.
+        exact_calls, exact_flops: module calls that were answered from memory, bit for bit, for their results do not
+            depend on the step (:mod:`.exact`) or repeat those of another module (:mod:`.repeats`), and what they would
+            have cost; they count as computed everywhere else.
         exact_bytes: most memory held for them.
         samples: where the samples of a batch decide apart, the decisions of each; those that carry the same noisy
             sample, as in fused guidance, decide together and stand once (rows g, g + n, ... of n such groups).
