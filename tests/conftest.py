@@ -7,9 +7,6 @@ import torch
 
 torch.set_num_threads(1)
 
-#: files that one process needs long for: they begin first, so that none is waited for at the end
-LONG = ("test_trained", "test_kernels_triton", "test_report", "test_cli", "test_memory", "test_calibrate")
-
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
@@ -19,7 +16,6 @@ def pytest_collection_modifyitems(items):
         name = parameters.params.get("name") if parameters is not None else None
         by_class = "test_denoisers_" in item.nodeid or "test_exact_classes" in item.nodeid
         item.add_marker(pytest.mark.xdist_group(str(name) if by_class and name else item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: not item.path.stem.startswith(LONG))
 
 
 @pytest.hookimpl(trylast=True)
