@@ -59,6 +59,18 @@ def sinusoids(model):
     return [block.norm1.emb.time_proj for block in model.transformer_blocks]
 
 
+def counted():
+    """A kind of sinusoids, and a list that gets an entry for each of its runs."""
+    runs = []
+
+    class Counted(Timesteps):
+        def forward(self, timesteps):
+            runs.append(0)
+            return super().forward(timesteps)
+
+    return Counted, runs
+
+
 # -- what is saved -----------------------------------------------------------------------------------------------------
 
 
@@ -80,31 +92,19 @@ def test_other_shapes_are_looked_at_anew(cfg):
 
 
 def test_generations_of_two_shapes_may_take_turns():
-    class Counted(Timesteps):
-        runs = []
-
-        def forward(self, timesteps):
-            Counted.runs.append(0)
-            return super().forward(timesteps)
-
-    model, bare = put(dit(Counted)), dit()
+    kind, runs = counted()
+    model, bare = put(dit(kind)), dit()
     for _ in range(2):
         assert sample("dit", model, 4, size=2, cfg="none").equals(sample("dit", bare, 4, size=2, cfg="none"))
         assert sample("dit", model, 4, size=3, cfg="batched").equals(sample("dit", bare, 4, size=3, cfg="batched"))
-    assert len(Counted.runs) == 4 * 4 + 2 * (ASKED - 1)  # each shape is looked at once
+    assert len(runs) == 4 * 4 + 2 * (ASKED - 1)  # each shape is looked at once
 
 
 def test_each_run_that_is_left_out_is_one_that_the_model_does_not_make():
-    class Counted(Timesteps):
-        runs = []
-
-        def forward(self, timesteps):
-            Counted.runs.append(0)
-            return super().forward(timesteps)
-
-    model = put(dit(Counted))
+    kind, runs = counted()
+    model = put(dit(kind))
     run(model)
-    assert len(Counted.runs) == STEPS * ASKED - saved(model) == ASKED + STEPS - 1
+    assert len(runs) == STEPS * ASKED - saved(model) == ASKED + STEPS - 1
 
 
 @pytest.mark.parametrize(
