@@ -99,6 +99,27 @@ def test_an_input_that_is_not_finite_is_computed(method):
     assert decisions(model)[0][4:7] == "cFF"
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["read when needed", "read along"])
+@pytest.mark.parametrize(
+    ("threshold", "letters", "said"),
+    [(1e9, "FcccFFcccFcc", [(5, "prediction not finite")]), (0.0, "FFFFFFFFFFFF", [])],
+)
+def test_an_alarm_counts_where_something_would_be_predicted(threshold, letters, said, waits, monkeypatch):
+    """From a device the alarms of a computed step come along with the next signal, the CPU is read when they count."""
+    monkeypatch.setattr("diffcache.hooks.listening.waits", lambda value: waits)
+    model, calls = FAMILIES["wan"].build(0), []
+    run("wan", accelerate_model(model, "fbcache", threshold=threshold, max_skip=3))  # the body is proved
+
+    def break_one(module, args, output):
+        calls.append(output)
+        return output * float("inf") if len(calls) == 5 else output  # behind the gate: it hears nothing of it
+
+    model.blocks[-1].register_forward_hook(break_one)
+    run("wan", model)
+    (numbers,) = model.diffcache.stats().segments
+    assert (numbers.decisions, [(f.step, f.reason) for f in numbers.fallbacks]) == (letters, said)
+
+
 @pytest.mark.parametrize("method", ["fbcache", "teacache"])
 def test_a_larger_threshold_never_computes_more(method):
     counts = []

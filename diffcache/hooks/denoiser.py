@@ -99,30 +99,27 @@ class DenoiserHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with self.sessions.lock:  # threads take turns: what a pass has on the model is one pass's
-            return self._forward(args, kwargs)
-
-    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        now, inputs = self._now, self.anatomy.bind(args, kwargs) if args else kwargs
-        began = now()
-        turn = self._enter(inputs, len(args))
-        if now is not self._now:  # the first call on this device
-            now, began = self._now, self._now()
-        if self.places:
-            self._choose_graphs(inputs, keeps=turn is None or turn.segment.keeps)
-        forward = self.fn_ref.original_forward
-        if turn is None:
-            return forward(*args, **kwargs)
-        branch, segment, step = turn.branch, turn.segment, turn.step
-        decided = now()
-        answer = self._answer(turn, forward, args, kwargs)
-        computed = answer.part == 1.0
-        letter = FULL if computed else self._note_prediction(turn, answer)
-        branch.mark(step, letter)
-        ran = now()
-        if computed:
-            segment.settle(step)  # what was computed decides about the coming steps
-        branch.laps.append((letter, began, decided, ran, now()))
-        return answer.result
+            now, inputs = self._now, self.anatomy.bind(args, kwargs) if args else kwargs
+            began = now()
+            turn = self._enter(inputs, len(args))
+            if now is not self._now:  # the first call on this device
+                now, began = self._now, self._now()
+            if self.places:
+                self._choose_graphs(inputs, keeps=turn is None or turn.segment.keeps)
+            forward = self.fn_ref.original_forward
+            if turn is None:
+                return forward(*args, **kwargs)
+            branch, segment, step = turn.branch, turn.segment, turn.step
+            decided = now()
+            answer = self._answer(turn, forward, args, kwargs)
+            computed = answer.part == 1.0
+            letter = FULL if computed else self._note_prediction(turn, answer)
+            branch.mark(step, letter)
+            ran = now()
+            if computed:
+                segment.settle(step)  # what was computed decides about the coming steps
+            branch.laps.append((letter, began, decided, ran, now()))
+            return answer.result
 
     def _answer(self, turn: _Turn, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         """What becomes of a call, with exact savings; after an exception nothing of its trajectory is used again."""
@@ -197,7 +194,11 @@ class DenoiserHook(ModelHook):
         """What to do in this call; None means: run the model and keep out of it."""
         session = self.sessions.now
         clock, progress, timestep = session.clock, session.progress[self], inputs.get(self.anatomy.timestep)
-        segment, step = self._locate(clock, progress, timestep)
+        at = clock.locate(timestep)
+        segment = progress.segment
+        if segment is None or progress.trajectory != clock.trajectory:
+            segment = self._open(clock, progress, at)
+        step = at - segment.start
         branch = segment.branches.familiar(progress.label, inputs, placed)
         likeness = None if branch is None else branch.likeness
         if branch is None:
@@ -206,7 +207,7 @@ class DenoiserHook(ModelHook):
             if not clock.repeated(timestep):
                 branch.fall_back(step, "one branch was called twice in a step")
                 return None
-            segment, step = self._locate(clock, progress, timestep)
+            step = clock.step - segment.start
         signature = likeness.signature if likeness is not None else self.anatomy.signature(inputs)
         verdict = segment.decide(step, branch)
         if segment.changed:  # what changed the weights may have moved modules as well
@@ -228,14 +229,7 @@ class DenoiserHook(ModelHook):
         branch.likeness = Likeness.of(self.anatomy, inputs, placed) if repeats else None
         return branch
 
-    def _locate(self, clock: Clock, progress: Progress, timestep: Any) -> tuple[Segment, int]:
-        """The segment of a call, and its step there."""
-        now = clock.locate(timestep)
-        if progress.segment is None or progress.trajectory != clock.trajectory:
-            self._open(clock, progress, now)
-        return progress.segment, now - progress.segment.start
-
-    def _open(self, clock: Clock, progress: Progress, start: int) -> None:
+    def _open(self, clock: Clock, progress: Progress, start: int) -> Segment:
         """This denoiser's segment begins, the first of a trajectory or another one."""
         if progress.trajectory != clock.trajectory:
             progress.trajectory, progress.closed = clock.trajectory, []
@@ -243,6 +237,7 @@ class DenoiserHook(ModelHook):
         kind = Segment if self.recipe.signal is None else ListeningSegment
         total, exact = self._segment_length(start), self.exact is not None
         progress.segment = kind(self.recipe, self.site, clock, start, total, self.weights, exact)
+        return progress.segment
 
     def _segment_length(self, start: int) -> int | None:
         """Steps until the trajectory ends, or until the other expert takes over."""

@@ -37,6 +37,7 @@ class Forecast(Cache):
         spent: an outlook of this cache alone that can be used again.
         missed: squared relative error of the last run, a scalar, where the predictor itself cannot tell.
         wants_error: whether the schedule wants to know that.
+        fitted: whether the newest step is.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -56,12 +57,12 @@ class Forecast(Cache):
         self.spent: ReuseOutlook | None = None
         self.wants_error = False
         self.pending = None
-        self._fitted = False
+        self.fitted = False
         self._envelope: list[list[tuple[float, float]]] = []
 
     @property
     def ready(self) -> bool:
-        return self._fitted
+        return self.fitted
 
     def held(self) -> Iterator[Tensor]:
         """Stored values, and the fit's per-token tensors."""
@@ -84,7 +85,7 @@ class Forecast(Cache):
     def record(self, values: Sequence[Tensor], moment: Moment, given: bool = False) -> None:
         """Store the values of a computed step, all on one device; ``given``: nobody else has these tensors."""
         self.wants_error = moment.error and bool(self.steps) and moment.step - self.steps[0] > 1
-        own = self.wants_error and self._fitted and not self.recipe.predictor.knows_error
+        own = self.wants_error and self.fitted and not self.recipe.predictor.knows_error
         self.missed = self._error(values, moment) if own else None
         if not self.histories:
             self.histories = [History(self.recipe.predictor.depth, self.recipe.rest) for _ in values]
@@ -113,7 +114,7 @@ class Forecast(Cache):
         return fits
 
     def _fit_anew(self, moment: Moment) -> None:
-        self._fitted, self.pending, self.expected = False, None, None
+        self.fitted, self.pending, self.expected = False, None, None
         self.due = moment if moment.ahead and len(self.steps) >= self.recipe.predictor.least else None
         if self.due is None or self.recipe.signal is None:
             return
@@ -133,10 +134,6 @@ class Forecast(Cache):
         self.pending = self.expected = outlook
         self.due, self.missed = None, None
 
-    def reuse(self, outlook: ReuseOutlook) -> None:
-        """:meth:`expect` and :meth:`adopt` an outlook whose fits are this cache's own already."""
-        self.pending, self.due, self._fitted = outlook, None, True
-
     def adopt(self, outlook: ForecastOutlook, row: int) -> None:
         """Take the ``row``-th part of what was fitted for several branches."""
         if outlook.size == 1:
@@ -145,7 +142,7 @@ class Forecast(Cache):
             parts = zip(outlook.fits, self._samples(), strict=True)
             self.fits = [fit.rows(row * count, count) for fit, count in parts]
         self.joint = outlook if self.recipe.predictor.knows_error else None
-        self.expected, self._fitted = None, True
+        self.expected, self.fitted = None, True
 
     def _samples(self) -> list[int]:
         """Rows of this branch in a fit, for each history."""

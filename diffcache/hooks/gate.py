@@ -152,8 +152,9 @@ class Gating(Capturing):
             recent.append(stream(block, plan.listens, args, kwargs))
             del recent[: -plan.before]
             return
-        received = self._received(block, args, kwargs)
-        now = received[plan.listens] if plan.listens in received else stream(block, plan.listens, args, kwargs)
+        now = stream(block, plan.listens, args, kwargs)
+        alone = now is not None and plan.names == (plan.listens,)  # the usual case
+        received = {plan.listens: now} if alone else self._received(block, args, kwargs)
         before = recent[0] if len(recent) == plan.before else None
         recent.clear()
         if now is not None and before is not None and now is not before and now.shape == before.shape:

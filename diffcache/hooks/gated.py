@@ -54,7 +54,7 @@ class GatedCache(Forecast):
         if self._home is not None:
             now, before = self.recipe.rest.rounded(heard), fetch(before, self._home)
         alike = before.shape == now.shape
-        if len(now) != batch.size:
+        if now.shape[0] != batch.size:
             now = batch.leading(now)
             before = before.movedim(1, 0) if alike and batch.behind else before
         return relative_change(now, before) if alike else now.new_full((len(now),), float("nan"))
@@ -147,7 +147,7 @@ class GatedSite(BodyOutput, Asking):
 
     def hindrance(self, cache: Cache, step: int) -> str | None:
         plan = self.body.plan
-        if cache.ready and cache.template is plan is not None and cache.reference is not None:  # the usual case
+        if cache.fitted and cache.template is plan is not None and cache.reference is not None:  # the usual case
             return None
         return super().hindrance(cache, step) or (
             None if cache.reference is not None else "nothing to compare the signal with"

@@ -64,12 +64,8 @@ class Jury:
         return all(schedule.wants_compute(step) for schedule in self.schedules)
 
     def due(self, step: int) -> set[int]:
-        """Groups that are computed whatever the signal says."""
-        return {g for g in self.all if self.schedules[g].wants_compute(step)}
-
-    def undecided(self, step: int) -> bool:
-        """Whether some group waits for its signal."""
-        return any(schedule.undecided(step) for schedule in self.schedules)
+        """Groups that are to be computed whatever the signal says, and are not yet."""
+        return {g for g, s in enumerate(self.schedules) if s.last < step and s.wants_compute(step)}
 
     def hear(self, step: int, drifts: Sequence[Sequence[float]]) -> set[int]:
         """Groups that want to be computed, by the worst of what was heard of their samples.
@@ -88,7 +84,7 @@ class Jury:
         waiting = [g for g in self.all if self.schedules[g].last < step]  # others were computed since
         heard = {g: largest(self._of(g, drifts)) for g in waiting}
         wanted = {g for g in waiting if self.schedules[g].judge(step, heard[g])}  # all are asked: they may keep count
-        return wanted | self.due(step).intersection(waiting)
+        return wanted | self.due(step)
 
     def _of(self, group: int, drifts: Sequence[Sequence[float]]) -> list[float]:
         rows = [drifts[row] for row in self.rows([group])] if len(drifts) == self.size else drifts

@@ -12,6 +12,7 @@ from ..schedules import Schedule
 from .batch import Batch
 from .branch import Branch
 from .hearing import Heard, apart, by_sample
+from .host import waits
 from .segment import Segment, Verdict
 from .sites import Run
 
@@ -86,49 +87,66 @@ class ListeningSegment(Segment):
     def _hear(self, step: int, branch: Branch, call: Run, signals: Sequence[Tensor]) -> set[int]:
         """Groups that want to be computed. Runs at every step: no call more than needed.
 
-        The one host read of the step takes along the alarms of the last computed one, what other branches heard at the
-        step before, and, once, which samples belong together.
+        The one host read of the step takes along what other branches heard at the step before, once which samples
+        belong together, and, where the host has to wait for it, the alarms of the last computed step. They count where
+        something would be predicted: elsewhere they are looked at then.
         """
-        batch, late, self._late = branch.batch, self._late, []
-        repeats = batch.repeats(call) if branch.jury.size is None and batch.size > 1 else []
+        batch, jury, late, self._late = branch.batch, branch.jury, self._late, []
+        repeats = batch.repeats(call) if jury.size is None and batch.size > 1 else []
         parts = [*signals]
         if repeats:
             device = parts[0].device
             parts += [r.to(device).reshape(1) for r in repeats]
         for other in late:
             parts += other.signals
-        waiting = []
-        for b in self.branches.values():
-            if b.cache.pending is not None:
-                waiting.append(b)
-                parts.append(b.cache.pending.numbers)
+        waiting = self._waiting() if waits(parts[0]) else []
+        for b in waiting:
+            parts.append(b.cache.pending.numbers)
         numbers = (torch.cat(parts) if len(parts) > 1 else parts[0]).tolist()
-        heard, at = apart(numbers, 0, signals)
+        heard, at = ([numbers], len(numbers)) if len(parts) == 1 else apart(numbers, 0, signals)
         if repeats:
             self._part(branch, heard, numbers[at : at + len(repeats)])
             at += len(repeats)
         for other in late:
             at = other.read(numbers, at)
-        for b in waiting:
-            at = self._read_alarms(b, step, numbers, at)
-        moved = branch.jury.hear(step, heard if len(branch.jury.schedules) == 1 else by_sample(batch, heard))
+        moved = jury.hear(step, heard if len(jury.schedules) == 1 else by_sample(batch, heard))
         for other in late:
             wanted = other.branch.jury.hear(other.step, by_sample(other.batch, other.heard))
-            moved |= branch.jury.groups(other.branch.jury.rows(wanted))
+            moved |= jury.groups(other.branch.jury.rows(wanted))
+        if len(moved) < len(jury.schedules):
+            self._heed_alarms(waiting, step, numbers[at:])
+            moved |= jury.due(step)
         return moved
 
-    def _read_alarms(self, branch: Branch, step: int, numbers: Sequence[float], at: int) -> int:
-        """What a branch's last computed step has told of its coming run begins at ``at``; where it ends."""
+    def _waiting(self) -> list[Branch]:
+        """Branches whose last computed step has told of its coming run what nobody has read."""
+        return [b for b in self.branches.values() if b.cache.pending is not None]
+
+    def _heed_alarms(self, waiting: Sequence[Branch], step: int, numbers: Sequence[float]) -> None:
+        """Something would be predicted at ``step``: what the branches' computed steps have told of it.
+
+        Args:
+            waiting: those whose numbers have been read.
+            step: index in the segment.
+            numbers: theirs; of other branches they are read now.
+        """
+        for b in waiting:
+            count = b.cache.pending.numbers.numel()
+            self._read_alarms(b, step, numbers[:count])
+            numbers = numbers[count:]
+        for b in self._waiting():
+            self._read_alarms(b, step, b.cache.pending.numbers.tolist())
+
+    def _read_alarms(self, branch: Branch, step: int, numbers: Sequence[float]) -> None:
+        """What a branch's last computed step has told of its coming run."""
         outlook, branch.cache.pending = branch.cache.pending, None
-        end = at + outlook.numbers.numel()
-        ((_, coming),) = outlook.read(numbers[at:end])
+        ((_, coming),) = outlook.read(numbers)
         if True in coming.alarms:
             batch, groups = branch.batch, branch.jury.all
             suspects = None if batch is None or batch.behind else batch.spread(coming.suspects)
             if suspects is not None:
                 groups = branch.jury.groups(i for i, row in enumerate(suspects) if any(row))
             self._heed(branch, coming, step, groups)
-        return end
 
     def _part(self, branch: Branch, heard: Sequence[Sequence[float]], same: Sequence[float]) -> None:
         """It is known which samples of a branch belong together: whether its noise is so many times the same."""

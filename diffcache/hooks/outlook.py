@@ -196,9 +196,9 @@ class ReuseOutlook(ForecastOutlook):
         self.settle()
 
     def renew(self, cache: Forecast) -> None:
-        """Another step was recorded in the only cache. Runs at every computed step."""
+        """Another step was recorded in the only cache, whose fits are these. Runs at every computed step."""
         self.ahead, self._caches, self._numbers = cache.due.ahead, (cache,), None
-        cache.reuse(self)
+        cache.pending, cache.due, cache.fitted = self, None, True
 
     @property
     def numbers(self) -> Tensor:

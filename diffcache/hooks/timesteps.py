@@ -6,7 +6,6 @@ import math
 from numbers import Number
 from typing import Any
 
-import torch
 from torch import Tensor
 
 #: samples of a batch whose timesteps are looked at one by one
@@ -22,14 +21,20 @@ def host_value(timestep: Any, sync: bool = False) -> float | None:
         return float(timestep) if isinstance(timestep, Number) else None
     if not timestep.is_cpu:
         return float(timestep.max()) if sync and timestep.numel() else None
-    known = timestep.detach() if timestep.requires_grad else timestep
-    # numpy reads CPU memory directly: no `aten::_local_scalar_dense`.
-    array = (known.float() if known.dtype is torch.bfloat16 else known).numpy()
-    if array.size <= 1:
-        return float(array.item()) if array.size else None
-    if array.ndim == 1 and array.size <= _FEW:
-        return float(max(array.tolist()))  # numpy's own maximum takes longer to begin
-    return float(array.max() if any(array.strides) else array.flat[0])
+    return on_the_cpu(timestep)
+
+
+def on_the_cpu(timestep: Tensor) -> float | None:
+    """The largest entry of a tensor that no device has to be waited for; None if it has none."""
+    if not timestep.dim():
+        return float(timestep.tolist())
+    count = timestep.numel()
+    if not count:
+        return None
+    if count <= _FEW and timestep.dim() == 1:
+        return float(max(timestep.tolist()))  # torch's own maximum takes longer to begin
+    alike = not any(timestep.stride())
+    return float((timestep[(0,) * timestep.dim()] if alike else timestep.detach().max()).tolist())
 
 
 def index_of(value: float | None, timesteps: Any) -> int:

@@ -36,15 +36,15 @@ def relative_change(now: Tensor, before: Tensor, pooled: bool = False) -> Tensor
     """
     if pooled:
         now, before = now[None], before[None]
-    if (
-        not now.dtype is before.dtype is torch.float32
-    ):  # a conversion that changes nothing costs as much as an operation
+    if not now.dtype is before.dtype is torch.float32:
         now, before = now.float(), before.float()
-    if not now.is_cpu:
-        return length(now - before) / length(before)
-    # Operations of a kind in a row: the second one is quicker.
-    axes, moved, own = _AXES[now.dim()], (now - before).abs_(), before.abs()
-    return moved.sum(axes) / own.sum(axes)
+    change = now - before
+    if change.requires_grad or not change.is_cpu:
+        return length(change) / length(before)
+    axes = _AXES[change.dim()]
+    moved = change.abs_().sum(axes)
+    # In the place of the change, now that it is summed: fresh memory costs the CPU more than the work done in it.
+    return moved / torch.abs(before, out=change).sum(axes)
 
 
 def transformation_rate(inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> Tensor:
