@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .again import compare, repeatable
 from .attach import HOOK_NAME, attach, detach
-from .gradients import detached
 from .outputs import flatten
 from .passes import Capturing, Exploring, Replaying
 from .plans import Plan, propose
@@ -59,7 +58,7 @@ class BodySite:
         return self._under(seen, run), self._taken(seen)
 
     def _taken(self, seen: Capturing) -> list[Tensor] | None:
-        residuals = detached(seen.residuals)
+        residuals = seen.residuals()
         if residuals is None:
             # Another kind of call (a modality left out, a block list not run), or the input was overwritten.
             self._copies = self._copies or seen.overwritten

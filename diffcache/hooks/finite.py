@@ -47,4 +47,5 @@ def strays(alarms: Sequence[bool], variances: Iterable[Sequence[Sequence[float]]
 
 def _total(value: Tensor) -> Tensor:
     """The sum, fp32: finite if every number is, in one pass (what sums beyond fp32 is as good as lost)."""
-    return value.detach().sum(dtype=torch.float32)
+    value = value.detach() if value.requires_grad else value
+    return value.sum() if value.dtype is torch.float32 else value.sum(dtype=torch.float32)

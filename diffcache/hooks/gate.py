@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UnsupportedModelError
 from .attach import HOOK_NAME, attach, detach
 from .body import BodySite, Run
-from .gradients import detached
 from .modules import first_attention
 from .passes import Capturing, Exploring, Forward, Replaying
 from .plans import Plan, propose
@@ -158,7 +157,8 @@ class Gating(Capturing):
         before = recent[0] if len(recent) == plan.before else None
         recent.clear()
         if now is not None and before is not None and now is not before and now.shape == before.shape:
-            self._pass(detached(torch.sub, now, before))
+            heard = now - before
+            self._pass(heard.detach() if heard.requires_grad else heard)
         if self.replaying is not None:
             self.replaying.begin(received)
         elif self.first is None:

@@ -59,13 +59,14 @@ class Plan:
         return tuple(dict.fromkeys(name for base in self.bases for name in base))
 
     def residuals(self, first: Mapping[str, Tensor], values: Sequence[Tensor | None]) -> list[Tensor] | None:
-        """What was added to the bases; None if a value is missing, or the shapes are not those of this plan."""
+        """What was added to the bases, without gradients; None if one is missing or has not its base's shape."""
         residuals = []
         for names, value in zip(self.bases, values, strict=True):
             base = first.get(names[0]) if len(names) == 1 else _join(first, names)
             if base is None or value is None or base.shape != value.shape:
                 return None
-            residuals.append(value - (base if base.dtype is value.dtype else base.to(value.dtype)))
+            residual = value - (base if base.dtype is value.dtype else base.to(value.dtype))
+            residuals.append(residual.detach() if residual.requires_grad else residual)
         return residuals
 
     def values(self, first: Mapping[str, Tensor], residuals: list[Tensor]) -> list[Tensor]:

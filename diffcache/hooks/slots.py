@@ -47,27 +47,34 @@ class Slot:
         self._as_they_are = rest == _AS_THEY_ARE
 
     def take(self, streams: Mapping[str, Tensor], result: Any, moment: Moment) -> bool:
-        """Store the result of a call that looks as the one before it; False if there is more to find out about it."""
+        """Store the result of a call that looks as the one before it; False if there is more to find out about it.
+
+        Runs for many units at a computed step: no call more than needed.
+        """
         if self.form is None or not _has_form(self.form, streams, result):
             return False
         source = self.passage.sources[0]
         value = result if source is None else result - streams[source]
         if not self._as_they_are or value.is_inference():
-            kept = self._kept([value])
-        else:  # a difference is nobody else's
-            kept = [owned(value) if source is None or value.requires_grad else value]
-        self._push(kept, moment)
+            (value,) = self._kept([value])
+        elif source is None or value.requires_grad:  # a difference is nobody else's
+            value = owned(value)
+        self._push([value], [value._version], moment)
         return True
 
     def push(self, tensors: list[Tensor], passage: Passage, moment: Moment) -> None:
-        self._push(self._kept(tensors), moment)
+        kept = self._kept(tensors)
+        self._push(kept, [t._version for t in kept], moment)
         self.passage = passage
 
-    def _push(self, kept: list[Tensor], moment: Moment) -> None:
-        versions, older = [t._version for t in kept], self.depth - 1
-        self.values = [kept, *self.values[:older]]
-        self.versions = [versions, *self.versions[:older]]
-        self.moments = [moment, *self.moments[:older]]
+    def _push(self, kept: list[Tensor], versions: list[int], moment: Moment) -> None:
+        if len(self.values) == self.depth:
+            self.values.pop()
+            self.versions.pop()
+            self.moments.pop()
+        self.values.insert(0, kept)
+        self.versions.insert(0, versions)
+        self.moments.insert(0, moment)
 
     def amend(self, tensors: list[Tensor], passage: Passage) -> None:
         """Another reading of the newest results."""
@@ -129,10 +136,10 @@ def _has_form(form: Form, streams: Mapping[str, Tensor], result: Any) -> bool:
     """Whether ``form`` is :func:`form_of` a call; runs for every unit, so nothing is built."""
     if type(result) is not Tensor or len(form) != 3 + len(streams):
         return False
-    shape, dtype, device, *inputs = form
-    if result.shape != shape or result.dtype is not dtype or result.device != device:
+    if result.shape != form[0] or result.dtype is not form[1] or result.device != form[2]:
         return False
-    for (known, size, kind), (name, stream) in zip(inputs, streams.items(), strict=True):
+    for at, (name, stream) in enumerate(streams.items(), 3):
+        known, size, kind = form[at]
         if name != known or stream.shape != size or stream.dtype is not kind:
             return False
     return True
