@@ -76,8 +76,14 @@ class Called(TorchFunctionMode):
 @contextlib.contextmanager
 def watched(reads):
     """Within, what the host reads is counted, and every tensor but a timestep is one that it has to wait for."""
+    with Dispatched(reads), called(reads):
+        yield
+
+
+@contextlib.contextmanager
+def called(reads):
+    """The same of what Python calls, where nobody may watch what is dispatched."""
     with (
-        Dispatched(reads),
         Called(reads),
         mock.patch.object(listening, "waits", return_value=True),
         mock.patch.object(timesteps, "on_the_cpu", reads.uncounted(timesteps.on_the_cpu)),

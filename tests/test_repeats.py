@@ -15,7 +15,7 @@ from diffcache.hooks.attach import HOOK_NAME, attach, detach
 from diffcache.hooks.repeats import Repeats
 
 from .models import FAMILIES, normal, sample
-from .reads import Called, Reads
+from .reads import Reads, called
 from .states import attributes, forward_hooks
 
 STEPS = 5
@@ -142,7 +142,7 @@ def test_stats_say_so_without_numbers_that_are_nothing():
 
 def test_no_host_read_is_added():
     model, reads = put(dit()), Reads()
-    with Called(reads):  # whoever watches what is dispatched would see every run
+    with called(reads):  # whoever watches what is dispatched would see every run
         run(model)
         run(model)
     assert saved(model)
