@@ -132,10 +132,10 @@ def bare(name: str, seed: int = 0, size: int = 1) -> Outputs:
 
 
 @cache
-def fresh(name: str, site: str, seed: int = 0, size: int = 1) -> tuple[Outputs, str]:
+def fresh(name: str, site: str) -> tuple[Outputs, str]:
     """Outputs and decisions of the site's method, just put on."""
     with method_on(name, site) as model:
-        return run(name, seed=seed, size=size), letters(model)
+        return run(name), letters(model)
 
 
 def equal(a: Outputs, b: Outputs) -> bool:
