@@ -187,7 +187,7 @@ def _info_method(subject: Subject, method: str, settings: list[str], as_json: bo
     if as_json:
         _print_json({**subject.to_dict(estimate), "table": table and table.to_dict()})
         return
-    _show_estimate(subject, estimate)
+    _show_estimate(subject, estimate, config)
     if table is not None:
         summarise(f"\n{table.title}", table.facts())
         if table.decisions():
@@ -250,9 +250,9 @@ def _show(subject: Subject) -> None:
     say(f"Memory of a method: diffcache info {subject.name} --method worldcache")
 
 
-def _show_estimate(subject: Subject, estimate: Any) -> None:
+def _show_estimate(subject: Subject, estimate: Any, config: Any) -> None:
     from .media.terminal import say, summarise, tabulate
-    from .sizes import size_text
+    from .sizes import read_size, size_text
 
     summarise(f"{subject.name} · {estimate.method}", [("denoiser", size_text(estimate.denoiser_bytes))])
     rows = [
@@ -262,6 +262,9 @@ def _show_estimate(subject: Subject, estimate: Any) -> None:
     total = _sizes(estimate.cached_bytes, estimate.device_bytes, estimate.denoiser_bytes)
     tabulate(("denoiser", "branch", "cached", "on its device", "of its weights"), [*rows, ("total", "", *total)])
     say("Exact savings come on top; stats() has the real figures after a run. memory= limits what is on the device.")
+    budget = read_size(getattr(config, "memory", None))
+    if budget is not None and budget < estimate.device_bytes:
+        say(f"A run with memory={config.memory} is refused: it is less than {size_text(estimate.device_bytes)}.")
 
 
 def _sizes(cached: int, device: int, denoiser: int) -> tuple[str, str, str]:

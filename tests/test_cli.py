@@ -45,6 +45,7 @@ for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
         os.chdir(job["folder"])
         for number, path in enumerate(job["streams"], 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -213,6 +214,9 @@ def test_info_with_a_method_estimates_what_a_run_holds(run):
     assert told["cached_bytes"] == sum(s.cached_bytes for s in pipe.diffcache.stats().segments)
     answer = run("info", "tiny-dit", *arguments)
     assert "of its weights" in answer.out
+    assert "is refused" not in answer.out
+    refused = run("info", "tiny-dit", *arguments, "--set", "memory=1KB")
+    assert "A run with memory=1KB is refused" in refused.out
 
 
 def test_info_with_a_method_says_what_its_table_holds(run, tmp_path):
